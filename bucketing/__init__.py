@@ -1,0 +1,1 @@
+"""Shape buckets, the write plan, cutting, packing, and the shard format."""

@@ -1,0 +1,1 @@
+"""Sources, clips, media, rules, the run folder and the engine."""

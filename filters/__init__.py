@@ -1,0 +1,1 @@
+"""Measures over frames and series; one decode feeds them all."""

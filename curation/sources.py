@@ -1,0 +1,297 @@
+"""The input: a folder, a manifest or a URL becomes a sorted list of sources, and that list becomes units of work."""
+
+import csv
+import hashlib
+import os
+import stat
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from curation import storage
+from curation.errors import ConfigError
+from curation.tables import SOURCES
+
+VIDEO = frozenset(
+    ".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .mpe .m2v .vob .ts .m2ts .mts .flv .f4v .wmv .asf .3gp .3g2 .ogv .mxf"
+    " .y4m .ivf .divx .dv .rm .rmvb .h264 .hevc".split()
+)
+IMAGE = frozenset(".jpg .jpeg .png .webp".split())
+PATH_COLUMNS = ("path", "file", "url", "video", "file_name")
+
+UNITS = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("path", pa.string()),
+        ("url", pa.string()),
+        ("bytes", pa.int64()),
+        ("kind", pa.string()),
+        ("exact_copy_of", pa.string()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+"""The work list, `units/*.parquet`: one file a unit, one row a source; the manifest's extra columns follow."""
+
+
+class UnitConfig(BaseModel):
+    """How the sorted source list is cut into units, the atoms of work, commit and resume."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: PositiveInt = 8
+    """Sources a unit. Small units resume finely and spread well; large ones make fewer files."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One source as the listing knows it, before it is opened. `path` and `url` are escaped (`storage.escape`)."""
+
+    path: str
+    url: str
+    bytes: int | None
+    kind: str
+    error_code: str | None = None
+    error_message: str | None = None
+    extra: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All sources of an input, sorted by path, and how many files with other extensions were passed over, by extension."""
+
+    sources: list[Listed]
+    skipped: dict[str, int]
+
+
+def kind_of(name: str) -> str | None:
+    """`video`, `image`, or None for an extension that is neither."""
+    suffix = Path(name).suffix.lower()
+    return "video" if suffix in VIDEO else "image" if suffix in IMAGE else None
+
+
+def list_input(location: str) -> Listing:
+    """List a folder (recursive), a manifest (.txt, .csv, .parquet) or an fsspec URL of either.
+
+    Raises ConfigError where nothing is there or the manifest has no column that names the file.
+    """
+    suffix = Path(location).suffix.lower()
+    if suffix in (".txt", ".csv", ".parquet", ".tsv") and not storage.local_path(location).is_dir():
+        listing = _manifest(location, suffix)
+    elif storage.is_remote(location):
+        listing = _remote_folder(location)
+    else:
+        listing = _folder(storage.local_path(location))
+    if not listing.sources:
+        skipped = sum(listing.skipped.values())
+        raise ConfigError(f"input {location!r} holds no video or image ({skipped} files with other extensions)")
+    return replace(listing, sources=sorted(listing.sources, key=lambda s: s.path))
+
+
+def _folder(root: Path) -> Listing:
+    if not root.is_dir():
+        raise ConfigError(f"input {str(root)!r}: no such folder or manifest")
+    root = root.resolve()
+    found: list[Listed] = []
+    skipped: dict[str, int] = defaultdict(int)
+
+    def refuse(error: OSError) -> None:
+        place = Path(str(error.filename))
+        if place == root:
+            raise ConfigError(f"input {str(root)!r}: {error.strerror}")
+        found.append(_local(root, place, None, "video", "unreadable", f"folder: {error.strerror}"))
+
+    for folder, _, names in os.walk(root, onerror=refuse):
+        for name in names:
+            kind = kind_of(name)
+            if kind is None:
+                skipped[Path(name).suffix.lower() or "(none)"] += 1
+            else:
+                found.append(_entry(root, Path(folder) / name, kind))
+    return Listing(found, dict(skipped))
+
+
+def _entry(root: Path, file: Path, kind: str) -> Listed:
+    """One file of a folder; a link that leaves the corpus and anything that is no plain file become error rows."""
+    try:
+        if file.is_symlink() and not file.resolve().is_relative_to(root):
+            return _local(root, file, None, kind, "unreadable", "a symbolic link that leaves the corpus")
+        info = file.stat()
+    except OSError as error:
+        code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        return _local(root, file, None, kind, code, str(error.strerror))
+    if not stat.S_ISREG(info.st_mode):
+        return _local(root, file, None, kind, "unreadable", "not a regular file")
+    return _local(root, file, info.st_size, kind)
+
+
+def _local(
+    root: Path, file: Path, size: int | None, kind: str, code: str | None = None, why: str | None = None
+) -> Listed:
+    relative = storage.escape(str(file.relative_to(root)))
+    return Listed(relative, storage.escape(str(file)), size, kind, code, why and storage.escape(why))
+
+
+def _remote_folder(url: str) -> Listing:
+    fs, root = storage._remote(url)
+    protocol = url.split("://", 1)[0]
+    base = fs._strip_protocol(root).rstrip("/")
+    found: list[Listed] = []
+    skipped: dict[str, int] = defaultdict(int)
+    for path, info in fs.find(base, detail=True).items():
+        kind = kind_of(path)
+        if kind is None:
+            skipped[Path(path).suffix.lower() or "(none)"] += 1
+        else:
+            relative = storage.escape(path[len(base) :].lstrip("/"))
+            found.append(Listed(relative, storage.escape(f"{protocol}://{path}"), info.get("size"), kind))
+    return Listing(found, dict(skipped))
+
+
+def _manifest(location: str, suffix: str) -> Listing:
+    if not storage.exists(location):
+        raise ConfigError(f"input {location!r}: no such manifest")
+    rows = _manifest_rows(location, suffix)
+    if not rows:
+        raise ConfigError(f"manifest {location!r} is empty")
+    column = next((c for c in PATH_COLUMNS if c in rows[0]), None)
+    if column is None:
+        raise ConfigError(
+            f"manifest {location!r} needs a column {' or '.join(PATH_COLUMNS)}; it has {', '.join(rows[0])}"
+        )
+    root = location.rsplit("/", 1)[0] if "/" in location else "."
+    root = root if storage.is_remote(root) else str(storage.local_path(root).resolve())
+    found: dict[str, Listed] = {}
+    skipped: dict[str, int] = defaultdict(int)
+    for row in rows:
+        named = (row.pop(column) or "").strip()
+        kind = kind_of(named)
+        if kind is None:
+            skipped[Path(named).suffix.lower() or "(none)"] += 1
+            continue
+        listed = _named(root, named, kind)
+        found[listed.path] = replace(listed, extra={_extra_name(k): v for k, v in row.items() if k is not None})
+    return Listing(list(found.values()), dict(skipped))
+
+
+def _manifest_rows(location: str, suffix: str) -> list[dict[str, Any]]:
+    if suffix == ".parquet":
+        with storage.open_read(location) as file:
+            table = pq.read_table(file)
+        return [{k: None if v is None else str(v) for k, v in row.items()} for row in table.to_pylist()]
+    text = storage.read_bytes(location).decode("utf-8-sig", "surrogateescape")
+    if suffix == ".txt":
+        return [{"path": line} for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        dict(row) for row in csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",")
+    ]
+
+
+def _named(root: str, named: str, kind: str) -> Listed:
+    """A file a manifest names: relative to the manifest's folder, an absolute path, or a URL."""
+    url = named if storage.is_remote(named) else storage.join(root, named)
+    if not storage.is_remote(url):
+        file = Path(root) / storage.local_path(named)
+        path = str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
+        url, size, code, why = str(file), None, None, None
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+            why = error.strerror
+        return Listed(storage.escape(path), storage.escape(url), size, kind, code, why)
+    fs, remote = storage._remote(url)
+    path = url.removeprefix(root).lstrip("/") if url.startswith(root) else url
+    try:
+        return Listed(storage.escape(path), storage.escape(url), fs.info(remote)["size"], kind)
+    except FileNotFoundError:
+        return Listed(storage.escape(path), storage.escape(url), None, kind, "missing", "no such object")
+
+
+def _extra_name(column: str) -> str:
+    """A manifest column's name in `sources`; one that would hide a column of ours is kept under `manifest_...`."""
+    return f"manifest_{column}" if column in SOURCES.names or column in UNITS.names else column
+
+
+def content_hash(path: Path) -> str:
+    """`content_id`: BLAKE2b-128 of the whole file, 32 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type,return-value]
+
+
+def source_id(path: str, size: int | None, content_id: str | None) -> str:
+    """16 hexadecimal digits from the relative path, the size and the content."""
+    return hashlib.sha256(f"{path}\0{size}\0{content_id}".encode()).hexdigest()[:16]
+
+
+def plan_units(run: str, listing: Listing, config: UnitConfig) -> list[str]:
+    """Write `units/` for every source that no unit names yet, and return the names of all units, in order.
+
+    Existing units never change: later additions to the input become new units. A file whose size changed since it was
+    listed keeps its old row. Exact copies are found here: files of equal size are hashed, and all but the first by
+    path say whose copy they are.
+    """
+    folder = storage.join(run, "units")
+    old = storage.read_table(folder, UNITS).to_pylist()
+    known = {row["path"] for row in old}
+    new = [s for s in listing.sources if s.path not in known]
+    copies = _exact_copies([(r["path"], r["url"], r["bytes"]) for r in old], [(s.path, s.url, s.bytes) for s in new])
+    extras = sorted({name for s in new for name in s.extra})
+    schema = pa.schema([*UNITS, *(pa.field(name, pa.string()) for name in extras)])
+    first = len({row["unit"] for row in old})
+    for start in range(0, len(new), config.size):
+        unit = f"unit-{first + start // config.size:06d}"
+        rows = [_unit_row(unit, s, copies.get(s.path)) for s in new[start : start + config.size]]
+        storage.write_table(storage.join(folder, f"{unit}.parquet"), storage.rows_table(rows, schema))
+    return [name.removesuffix(".parquet") for name in storage.names(folder, ".parquet")]
+
+
+def _unit_row(unit: str, s: Listed, copy_of: str | None) -> dict[str, Any]:
+    return {
+        **{k: v if v is None else v.encode("utf-8", "backslashreplace").decode() for k, v in s.extra.items()},
+        "unit": unit,
+        "path": s.path,
+        "url": s.url,
+        "bytes": s.bytes,
+        "kind": s.kind,
+        "exact_copy_of": copy_of,
+        "error_code": s.error_code,
+        "error_message": s.error_message,
+    }
+
+
+def _exact_copies(old: list[tuple[str, str, int | None]], new: list[tuple[str, str, int | None]]) -> dict[str, str]:
+    """Path of each new exact copy -> `source_id` of its original. Only files of equal size are read."""
+    by_size: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for path, url, size in [*old, *new]:
+        if size:
+            by_size[size].append((path, url))
+    fresh = {path for path, _, _ in new}
+    copies: dict[str, str] = {}
+    for size, group in by_size.items():
+        if len(group) < 2 or not any(path in fresh for path, _ in group):
+            continue
+        first: dict[str, str] = {}
+        for path, url in group:
+            digest = _hash_or_none(url)
+            if digest in first and path in fresh:
+                copies[path] = source_id(first[digest], size, digest)
+            elif digest is not None:
+                first.setdefault(digest, path)
+    return copies
+
+
+def _hash_or_none(url: str) -> str | None:
+    """The content hash, or None where the file cannot be read now: *analyze* will record why."""
+    from curation.errors import SourceError
+
+    try:
+        with storage.local_copy(url) as path:
+            return content_hash(path)
+    except (OSError, SourceError):
+        return None

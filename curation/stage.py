@@ -24,12 +24,13 @@ class Source:
 
     `row` has the columns of `tables.SOURCES` (and the manifest's extra columns), `clips` those of `tables.CLIPS`,
     `series` those of `tables.SERIES`, `frames` those of `tables.FRAMES`. `url` is what to open. No raw pixel and no
-    open file ever travels in it.
+    open file ever travels in it. `skip` is set where every requested subset's source rules stop it: it is not decoded.
     """
 
     unit: str
     url: str
     row: dict[str, Any]
+    skip: bool = False
     clips: list[dict[str, Any]] = field(default_factory=list)
     series: dict[str, Any] | None = None
     frames: list[dict[str, Any]] = field(default_factory=list)
@@ -38,7 +39,7 @@ class Source:
     @property
     def live(self) -> bool:
         """True while later stages should still work on this source."""
-        return self.row["status"] == "ok"
+        return not self.skip and self.row["status"] != "error"
 
     def fail(self, error: SourceError) -> None:
         """Turn this source into an error row; what was measured so far of its clips is dropped with it."""

@@ -1,0 +1,65 @@
+"""The first stage: what a source is, whether it can be read at all, and whether any requested subset wants it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from curation import storage
+from curation.child import Child, shared
+from curation.errors import SourceError
+from curation.media import MediaLimits, probe
+from curation.sources import content_hash, source_id
+from curation.stage import Source, Stage
+
+
+class Probe(Stage):
+    """Fills the probe columns of a source's row, gives it its ids, and applies the source rules before any decode.
+
+    `stops(row)` is the reason why no requested subset can use the source, or None. With `score_all` a stopped source is
+    marked `rejected` and measured all the same.
+    """
+
+    name = "probe"
+
+    def __init__(self, limits: MediaLimits, stops: Callable[[dict[str, Any]], str | None], score_all: bool) -> None:
+        self.limits = limits
+        self.stops = stops
+        self.score_all = score_all
+        self.child: Child | None = None
+
+    def open(self) -> None:
+        self.child = shared(self.limits)
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.close()
+
+    def one(self, source: Source) -> None:
+        assert self.child is not None, "open() comes first"
+        row = source.row
+        if row["error_code"] is not None:
+            raise SourceError(row["error_code"], row["error_message"])
+        with storage.local_copy(source.url) as path:
+            row["content_id"] = _content_id(path)
+            row["source_id"] = source_id(row["path"], row["bytes"], row["content_id"])
+            found, usage = self.child.call(probe, str(path), self.limits)
+        row |= found
+        cost = source.costs[self.name]
+        cost.cpu_s += usage.cpu_s
+        cost.peak_mb = max(cost.peak_mb, usage.peak_mb)
+        cost.bytes += row["bytes"] or 0
+        reason = f"exact_copy:{row['exact_copy_of']}" if row["exact_copy_of"] else self.stops(row)
+        if reason is not None:
+            row |= {"status": "rejected", "reason": reason}
+            source.skip = not self.score_all
+
+
+def _content_id(path: Path) -> str:
+    try:
+        return content_hash(path)
+    except FileNotFoundError as error:
+        raise SourceError("missing", f"{path.name}: no such file") from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise SourceError("unreadable", f"{path.name}: {error.strerror}") from error
+    except OSError as error:
+        raise SourceError("read_failed", f"{path.name}: {error.strerror}") from error

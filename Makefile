@@ -1,0 +1,50 @@
+# `make demo` and `make test` work on a fresh machine: each sets up what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Pinned, and installed first: a wider range may pull several GB of CUDA packages where none are needed.
+TORCH ?= torch==2.13.0 torchvision==0.28.0
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint bench clean
+
+help: ## Show what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "reelset needs Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } || \
+	  { echo "install the system package python3-venv first"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+
+$(VENV)/.base: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,shots,aesthetic]'
+	@touch $@
+
+setup: $(VENV)/.base ## Install reelset into .venv
+
+demo: $(VENV)/.base ## Curate a generated corpus whose truth is known, on Ray, and compare
+	$(BIN)/reelset demo --output demo
+
+test: $(VENV)/.dev ## Run the tests: offline, two cores, no GPU
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 -q
+
+test-slow: $(VENV)/.dev ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow -q
+
+lint: $(VENV)/.dev ## Ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## Cost of analysis against bare decoding, on your own videos (REELSET_VIDEOS=folder)
+	$(BIN)/python tests/benchmarks/analysis_cost.py
+
+clean: ## Remove the virtual environment and the demo
+	rm -rf $(VENV) demo

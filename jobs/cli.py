@@ -1,0 +1,193 @@
+"""`reelset`, the command line: thin over the jobs, one verb a function."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from curation.errors import ConfigError, ReelsetError
+
+app = typer.Typer(
+    name="reelset",
+    help="Turns raw video into curated video-text training sets.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The run folder, or its URL.")]
+Input = Annotated[str, typer.Option("--input", "-i", help="A folder, a manifest (.txt, .csv, .parquet) or a URL of either.")]
+Output = Annotated[str, typer.Option("--output", "-o", help="The run folder: new, or one to go on with.")]
+File = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file of settings.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as a.b=value; may be repeated.")]
+Engine = Annotated[str | None, typer.Option("--engine", help="ray (actor pools) or inline (one process).")]
+Address = Annotated[str | None, typer.Option("--address", help="A Ray cluster to join.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N sources; estimates the whole.")]
+
+
+def _config(file: Path | None, sets: list[str] | None, engine: str | None = None, address: str | None = None) -> Any:
+    from jobs.config import load
+
+    overrides = list(sets or [])
+    overrides += [f"engine.kind={engine}"] if engine else []
+    overrides += [f"engine.address={address}"] if address else []
+    return load(file, overrides)
+
+
+def main() -> None:
+    """Entry point: known errors are one message and an exit code (1 work failed, 2 usage or config), never a trace."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"reelset: {error}", err=True)
+        sys.exit(2)
+    except (ReelsetError, OSError) as error:
+        typer.echo(f"reelset: {error}", err=True)
+        sys.exit(1)
+
+
+@app.command()
+def run(
+    input: Input,
+    output: Output,
+    config: File = None,
+    set: Set = None,
+    engine: Engine = None,
+    address: Address = None,
+    limit: Limit = None,
+) -> None:
+    """Curate: raw videos in, shards, tables and a report out. Run again to go on where it stopped."""
+    from jobs import pipeline
+
+    settings = _config(config, set, engine, address)
+    raise typer.Exit(pipeline.run(input, _place(output), settings, limit))
+
+
+@app.command()
+def analyze(
+    input: Input,
+    output: Output,
+    config: File = None,
+    set: Set = None,
+    engine: Engine = None,
+    address: Address = None,
+    limit: Limit = None,
+) -> None:
+    """Only measure: fill the tables of sources, clips, series and frames."""
+    from jobs import pipeline
+
+    settings = _config(config, set, engine, address)
+    raise typer.Exit(pipeline.run(input, _place(output), settings, limit, parts=("analyze",)))
+
+
+@app.command()
+def select(run: Run, config: File = None, set: Set = None, rules: Annotated[list[str] | None, typer.Option()] = None) -> None:
+    """Decide again over a measured run, with its own lists or others (--rules NAME_OR_FILE); decodes nothing."""
+    _again(run, config, set, rules, ("select",))
+
+
+@app.command()
+def shard(
+    run: Run, config: File = None, set: Set = None, engine: Engine = None, address: Address = None
+) -> None:
+    """Cut and pack what the selection planned and the run folder lacks."""
+    _again(run, config, set, None, ("produce",), engine, address)
+
+
+def _again(
+    run: str,
+    config: Path | None,
+    sets: list[str] | None,
+    rules: list[str] | None,
+    parts: tuple[str, ...],
+    engine: str | None = None,
+    address: str | None = None,
+) -> None:
+    from jobs import pipeline
+
+    overrides = list(sets or [])
+    overrides += [f"engine.kind={engine}"] if engine else []
+    overrides += [f"engine.address={address}"] if address else []
+    raise typer.Exit(pipeline.again(_place(run), config, overrides, rules, parts))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write report/index.html: the funnel, histograms, example frames, errors and costs."""
+    from jobs.report import write_report
+
+    typer.echo(write_report(_place(run)))
+
+
+@app.command()
+def status(run: Run) -> None:
+    """How far a run is, live or dead, read from its folder."""
+    from jobs import inspect
+
+    _print(lambda: inspect.status(_place(run)))
+
+
+@app.command("inspect")
+def inspect_(run: Run, id: Annotated[str, typer.Argument(metavar="ID", help="A clip_id or source_id.")]) -> None:
+    """One clip's or source's whole story: what was measured, each rule's verdict, where its sample is."""
+    from jobs import inspect
+
+    _print(lambda: inspect.story(_place(run), id))
+
+
+@app.command()
+def sql(
+    run: Run,
+    query: Annotated[str, typer.Argument(help="SQL over the tables sources, clips, selection, produced, ...")],
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Ask the run's tables with DuckDB; every table is a view."""
+    from jobs import inspect
+
+    _print(lambda: inspect.sql(_place(run), query, csv=csv))
+
+
+@app.command("what-if")
+def what_if(
+    run: Run,
+    rules: Annotated[list[str], typer.Option("--rules", help="A shipped list's name or a YAML file of rules.")],
+) -> None:
+    """What other thresholds would keep, drop, or cannot know; decodes nothing."""
+    from jobs import what_if as job
+
+    for name in rules:
+        _print(lambda name=name: job.what_if(_place(run), name))  # type: ignore[misc]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the corpus and the run.")] = Path("demo"),
+    engine: Engine = None,
+) -> None:
+    """Make a small corpus whose truth is known, run everything on it, and compare."""
+    from jobs import demo as job
+
+    raise typer.Exit(job.demo(output, engine or "ray"))
+
+
+def _place(run: str) -> str:
+    """A run folder as a URL, or an absolute path: workers on this machine may stand in other folders."""
+    from curation import storage
+
+    return run.rstrip("/") if storage.is_remote(run) else str(storage.local_path(run).absolute())
+
+
+def _print(make: Callable[[], Any]) -> None:
+    from rich.console import Console
+
+    made = make()
+    if isinstance(made, str):
+        typer.echo(made, nl=not made.endswith("\n"))
+    else:
+        Console(highlight=False).print(made)
+
+
+if __name__ == "__main__":
+    main()

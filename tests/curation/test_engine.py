@@ -1,0 +1,46 @@
+import os
+
+import pytest
+
+from curation.engine import EngineConfig, Item, PoolConfig, Step, fit, run
+from curation.errors import ConfigError
+
+
+class Double:
+    name = "double"
+
+    def __init__(self) -> None:
+        self.opened = False
+
+    def open(self) -> None:
+        self.opened = True
+
+    def close(self) -> None:
+        self.opened = False
+
+    def __call__(self, item: Item) -> Item:
+        assert self.opened
+        return {"x": item["x"] * 2, "pid": os.getpid()}
+
+
+def steps(*cpus: float, gpus: float = 0.0, least: int = 1) -> list[Step]:
+    return [Step(Double(), PoolConfig(cpus=c, gpus=gpus, min_actors=least)) for c in cpus]
+
+
+def test_inline_runs_every_worker_in_turn_and_closes_them() -> None:
+    chain = steps(1, 1)
+    results = list(run([{"x": 1}, {"x": 2}], chain, EngineConfig(kind="inline")))
+    assert [r["x"] for r in results] == [4, 8]
+    assert not any(s.worker.opened for s in chain)  # type: ignore[attr-defined]
+
+
+def test_a_plan_that_fits_takes_what_is_left_over() -> None:
+    assert fit(steps(1), {"CPU": 8.0}, items=100) == [(1, 8)]
+    assert fit(steps(1), {"CPU": 8.0}, items=3) == [(1, 3)]
+    assert fit(steps(1, 0.5), {"CPU": 2.0}, items=100) == [(1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("kind,chain", [("CPU", steps(1, 1, 1)), ("GPU", steps(1, gpus=1.0)), ("CPU", steps(1, least=3))])
+def test_a_plan_that_would_wait_for_ever_is_refused_with_the_numbers(kind: str, chain: list[Step]) -> None:
+    with pytest.raises(ConfigError, match=rf"needs \d {kind} at once .* the cluster has"):
+        fit(chain, {"CPU": 2.0}, items=10)

@@ -59,6 +59,12 @@ def open_run(run: str, config: Mapping[str, Any], decides: Mapping[str, Mapping[
         check(read(run), run, decides, "analyze")
     elif storage.names(run):
         raise ConfigError(f"output {run!r} exists and is no run folder: give an empty or a new folder")
+    write(run, config, decides)
+    storage.sweep(run)
+
+
+def write(run: str, config: Mapping[str, Any], decides: Mapping[str, Mapping[str, Any]]) -> None:
+    """Commit `run.json`."""
     page = {
         "format_version": FORMAT_VERSION,
         "seed": config.get("seed"),
@@ -67,8 +73,7 @@ def open_run(run: str, config: Mapping[str, Any], decides: Mapping[str, Mapping[
         "fingerprints": {part: fingerprint(settings) for part, settings in decides.items()},
         "versions": {"python": platform.python_version(), **_versions()},
     }
-    storage.write_bytes(place, json.dumps(page, indent=2, sort_keys=True).encode())
-    storage.sweep(run)
+    storage.write_bytes(storage.join(run, "run.json"), json.dumps(page, indent=2, sort_keys=True).encode())
 
 
 def check(page: Mapping[str, Any], run: str, decides: Mapping[str, Mapping[str, Any]], part: str) -> None:

@@ -93,6 +93,11 @@ def list_input(location: str) -> Listing:
     return replace(listing, sources=sorted(listing.sources, key=lambda s: s.path))
 
 
+def first(listing: Listing, limit: int) -> Listing:
+    """The first `limit` sources of a listing."""
+    return replace(listing, sources=listing.sources[:limit])
+
+
 def _folder(root: Path) -> Listing:
     if not root.is_dir():
         raise ConfigError(f"input {str(root)!r}: no such folder or manifest")

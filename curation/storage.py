@@ -151,6 +151,14 @@ def open_read(url: str) -> BinaryIO:
     return local_path(url).open("rb")
 
 
+def size(url: str) -> int:
+    """Bytes of a file."""
+    if is_remote(url):
+        fs, path = _remote(url)
+        return int(fs.size(path))
+    return local_path(url).stat().st_size
+
+
 def remove(url: str) -> None:
     """Remove a file or a whole folder; absent is fine."""
     if is_remote(url):

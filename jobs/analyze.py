@@ -54,6 +54,11 @@ class Wanted:
         return clips - stopped(storage.rows_table(source.clips, CLIPS), self.subsets)
 
 
+def done_units(run: str) -> list[str]:
+    """Units whose `sources/` file is there: it is written last."""
+    return [name.removesuffix(".parquet") for name in storage.names(storage.join(run, "sources"), ".parquet")]
+
+
 def steps(run: str, config: Config) -> list[Step]:
     """The stages as pools: neighbours with the same needs share an actor, so nothing travels between them."""
     groups: list[list[Stage]] = []

@@ -75,7 +75,7 @@ def load(file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         if not isinstance(settings, dict):
             raise ConfigError(f"config {str(file)!r}: must be a mapping of settings")
     for override in overrides:
-        _apply(settings, override)
+        apply(settings, override)
     return resolve(settings)
 
 
@@ -119,7 +119,8 @@ def rule_list(name: str) -> SubsetConfig:
         raise ConfigError(f"rule list {name!r}: {faults}") from error
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def apply(settings: dict[str, Any], override: str) -> None:
+    """Put one `a.b=value` into a tree of settings."""
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"--set {override!r}: write it as a.b=value")

@@ -1,0 +1,144 @@
+"""The path of the data, top to bottom: read this first.
+
+    input -> units -> analyze -> select -> cut -> pack -> report
+
+`analyze` decodes each source once and writes what it measured; `select` decides by rules over those tables; `cut` and
+`pack` write the shards that the selection planned. Each part skips what the run folder already has, so running again
+after any kind of death goes on where it stopped. Near-duplicates, concepts and captions have their place between
+`analyze` and `cut`; a run has no such tables until those parts exist, and its report says so.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from curation import engine, run_folder, sources, storage
+from curation.errors import ConfigError
+from jobs import analyze, produce, selecting
+from jobs.config import Config
+from jobs.events import Events, log
+from jobs.report import write_report
+
+PARTS = ("analyze", "select", "produce", "report")
+
+
+def run(location: str, folder: str, config: Config, limit: int | None = None, parts: Sequence[str] = PARTS) -> int:
+    """The whole path over an input. Returns the exit code: 0, or 3 where more sources failed than `error_budget` allows.
+
+    Raises ConfigError before any work where the input, the config or the folder will not do.
+    """
+    check(config)
+    listing = sources.list_input(location)
+    run_folder.open_run(folder, {"input": location, **config.model_dump(mode="json")}, config.decides())
+    with log(folder) as events:
+        wanted = listing if limit is None else sources.first(listing, limit)
+        say_input(events, listing, wanted)
+        units = sources.plan_units(folder, wanted, config.units)
+        follow(folder, config, events, parts, units)
+        code = outcome(folder, config, events)
+        if limit is not None:
+            say_estimate(events, folder, len(listing.sources))
+    return code
+
+
+def again(folder: str, file: Path | None, overrides: Sequence[str], rules: Sequence[str] | None, parts: Sequence[str]) -> int:
+    """Some parts once more on a measured run, with its own settings but for those given."""
+    page = run_folder.read(folder)
+    settings = {k: v for k, v in page["config"].items() if k != "input"}
+    config = selecting.settings(settings, file, overrides, rules)
+    now = config.decides()
+    old, new = ({k: v for k, v in d["analyze"].items() if k != "gates"} for d in (page["decides"], now))
+    if run_folder.fingerprint(old) != run_folder.fingerprint(new):
+        raise ConfigError(f"{folder!r} was measured with other settings:\n{run_folder.difference(old, new)}")
+    check(config)
+    run_folder.write(folder, {"input": page["config"].get("input"), **config.model_dump(mode="json")}, {**now, "analyze": page["decides"]["analyze"]})
+    with log(folder) as events:
+        follow(folder, config, events, (*parts, "report"), [])
+        return outcome(folder, config, events)
+
+
+def follow(folder: str, config: Config, events: Events, parts: Sequence[str], units: Sequence[str]) -> None:
+    """The parts in order, each doing only what is missing."""
+    if "analyze" in parts:
+        done = set(analyze.done_units(folder))
+        todo = [{"unit": unit} for unit in units if unit not in done]
+        results = engine.run(todo, analyze.steps(folder, config), config.engine)
+        for result in events.track("analyze", results, total=len(units), done=len(units) - len(todo)):
+            events.event("unit", **result)
+    if "select" in parts:
+        for subset in config.subsets:
+            events.say(selecting.select(folder, config, subset))
+    if "produce" in parts:
+        plan = produce.missing(folder, config)
+        cuts = engine.run(plan.cuts, produce.cut_steps(folder, config), config.engine)
+        for result in events.track("cut", cuts, total=len(plan.cuts)):
+            events.event("cut", **result)
+        shards = engine.run(plan.shards, produce.pack_steps(folder, config), config.engine)
+        for result in events.track("pack", shards, total=len(plan.shards)):
+            events.event("shard", **result)
+        produce.clean(folder, config)
+    if "report" in parts:
+        events.say(f"report: {write_report(folder)}")
+
+
+def check(config: Config) -> None:
+    """Refuse a config that names what this machine lacks, before any work."""
+    from curation import rules
+    from filters import aesthetic, shots, text
+
+    for subset in config.subsets:
+        rules.check(subset, unconfigured(config))
+    shots.check(config.shots)
+    text.check(config.text)
+    aesthetic.check(config.aesthetic)
+
+
+def unconfigured(config: Config) -> dict[str, str]:
+    """Clip columns that this config leaves null, and what to set to have them."""
+    off = {name: "nothing measures it yet" for name in ("face_count_max", "people_score", "camera", "camera_confidence")}
+    if not config.text.enabled:
+        off |= {name: "text.enabled" for name in ("text_score", "text_scene_score", "text_area_frac")}
+    if not config.aesthetic.enabled:
+        off["aesthetic"] = "aesthetic.weights and aesthetic.head"
+    return off
+
+
+def say_input(events: Events, listing: sources.Listing, wanted: sources.Listing) -> None:
+    """What was found, and what was passed over."""
+    events.event("input", sources=len(wanted.sources), listed=len(listing.sources), skipped=listing.skipped)
+    skipped = ", ".join(f"{n} {suffix}" for suffix, n in sorted(listing.skipped.items()))
+    events.say(
+        f"input: {len(wanted.sources)} sources"
+        + (f" of {len(listing.sources)}" if wanted is not listing else "")
+        + (f"; passed over, no video or image by name: {skipped}" if skipped else "")
+    )
+
+
+def outcome(folder: str, config: Config, events: Events) -> int:
+    """Say how the sources ended; 3 where too large a share is in error."""
+    states = storage.read_table(storage.join(folder, "sources"), columns=["status", "error_code"])
+    count = {s: states["status"].to_pylist().count(s) for s in ("ok", "rejected", "error")}
+    total = sum(count.values())
+    assert total == states.num_rows, "a source ended in no known state"
+    codes: dict[str, int] = {}
+    for code in states["error_code"].to_pylist():
+        if code is not None:
+            codes[code] = codes.get(code, 0) + 1
+    events.event("outcome", **count, codes=codes)
+    said = ", ".join(f"{n} {code}" for code, n in sorted(codes.items(), key=lambda c: -c[1]))
+    events.say(f"sources: {total} = {count['ok']} ok + {count['rejected']} rejected + {count['error']} error" + (f" ({said})" if said else ""))
+    if total and count["error"] / total > config.error_budget:
+        events.say(f"over the error budget: {count['error'] / total:.1%} of sources failed, error_budget is {config.error_budget:.1%}")
+        return 3
+    return 0
+
+
+def say_estimate(events: Events, folder: str, listed: int) -> None:
+    """What the whole input would cost, from what the part cost."""
+    costs = storage.read_table(storage.join(folder, "costs"), columns=["cpu_s"])
+    done = storage.read_table(storage.join(folder, "sources"), columns=["source_id"]).num_rows
+    cpu_h = sum(costs["cpu_s"].to_pylist()) / max(done, 1) * listed / 3600
+    size = sum(storage.size(url) for url in storage.walk(storage.join(folder, "shards"), ".tar"))
+    events.say(
+        f"estimate for all {listed} sources, from {done}: {cpu_h:.2f} CPU-hours of analysis, "
+        f"{size / max(done, 1) * listed / 2**30:.2f} GiB of shards"
+    )

@@ -5,6 +5,7 @@ pipeline: each item passes through every worker in turn, pools work at the same 
 ones that run ahead. Items and results are small; what is large goes to the run folder.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,36 +84,47 @@ def _inline(items: Sequence[Item], steps: Sequence[Step]) -> Iterator[Item]:
             worker.close()
 
 
-class _Actor:
-    """The body of a Ray actor: opens its worker once, and maps rows."""
+def _actor(worker: Worker) -> type:
+    """The class of a Ray actor that opens `worker` once and maps rows.
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        worker.open()
+    The worker travels inside the class: constructor arguments would live in the object store, and an actor whose
+    arguments are lost with a node cannot be restarted.
+    """
 
-    def __call__(self, row: Item) -> Item:
-        return {"payload": self.worker(row["payload"])}
+    class Actor:
+        def __init__(self) -> None:
+            worker.open()
 
-    def __del__(self) -> None:
-        self.worker.close()
+        def __call__(self, row: Item) -> Item:
+            return {"payload": worker(row["payload"])}
+
+        def __del__(self) -> None:
+            worker.close()
+
+    Actor.__name__ = worker.name
+    return Actor
 
 
 def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> Iterator[Item]:
+    start_ray(config)
     import ray
 
-    start_ray(config)
     pools = fit(steps, ray.cluster_resources(), len(items))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.execution_options.preserve_order = False
     # Blocks are given as they are (no read task competes for CPUs); one item a block spreads items evenly.
     blocks = min(len(items), 20_000)
     dataset = ray.data.from_items([{"payload": item} for item in items], override_num_blocks=blocks)
     for step, (smallest, largest) in zip(steps, pools, strict=True):
         dataset = dataset.map(
-            _Actor,
-            fn_constructor_args=(step.worker,),
-            compute=ray.data.ActorPoolStrategy(min_size=smallest, max_size=largest),
+            _actor(step.worker),
+            # A pool alone may start whole; pools side by side grow from their minima, or one would starve the next.
+            compute=ray.data.ActorPoolStrategy(
+                min_size=smallest, max_size=largest, initial_size=largest if len(steps) == 1 else smallest
+            ),
             num_cpus=step.pool.cpus,
             num_gpus=step.pool.gpus or None,
             memory=int(step.pool.memory_gb * 2**30) if step.pool.memory_gb else None,
@@ -123,6 +135,7 @@ def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> 
 
 def start_ray(config: EngineConfig) -> None:
     """Join or start a Ray cluster, quietly, once."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():

@@ -1,0 +1,227 @@
+"""Motion: FFmpeg's vmafmotion, displacement by optical flow, visible change, jitter and slideshows.
+
+The classes reduce a stream of frames to floats; the functions at the end turn slices of those series into clip scores.
+All scores are None where a clip has no pair of frames to speak of.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from filters.planes import Plane, shrink
+
+Series = NDArray[np.float32]
+
+VMAF_KERNEL = np.array([3571, 16004, 26386, 16004, 3571], np.float32) / 65536
+"""The 5-tap filter of FFmpeg's libavfilter/vf_vmafmotion.c."""
+FIXED_POINT = 8
+"""Fraction steps of one level kept, per direction, in the 16-bit blur: 255 x 8 x 8 still fits."""
+
+FLOW_HZ = 12
+"""Pairs of frames whose flow is measured, a second: longer steps lift small motion above the flow's own error."""
+BLOCK = 4
+TEXTURE = 16.0
+"""Least |Sobel| sum of a block whose flow is trusted; a flat block has none to speak of."""
+NOISE_LEVELS = 1.0
+"""A block that changed by less than this, in levels, did not move: coding noise."""
+REFERENCE_SHORT_SIDE = 720
+
+CHANGE_S = 0.25
+"""Visible change is looked for between frames this far apart: repeated frames and slow motion then count alike."""
+CHANGE_LEVELS = 4
+STATIC_FRAC = 0.002
+"""A pair with fewer visibly changed pixels than this share is static."""
+
+JITTER_CONTENT = 27.0
+"""Threshold of PySceneDetect's ContentDetector."""
+JITTER_WINDOW_S = 10.0
+SLIDE_WINDOW_S = 30.0
+STILL_S = 0.8
+
+
+class LumaMotion:
+    """FFmpeg's `vmafmotion`, frame by frame: the mean absolute difference of blurred luma to the frame before.
+
+    Blurring is linear, so the difference is blurred once instead of both frames.
+    """
+
+    def __init__(self) -> None:
+        self.before: Plane | None = None
+
+    def push(self, luma: Plane) -> float:
+        """The score of the next full-resolution 8-bit luma plane, in levels; 0 for the first."""
+        import cv2
+
+        before, self.before = self.before, luma
+        if before is None:
+            return 0.0
+        difference = cv2.subtract(luma, before, dtype=cv2.CV_16S)
+        kernel = VMAF_KERNEL * FIXED_POINT
+        blurred = cv2.sepFilter2D(difference, cv2.CV_16S, kernel, kernel)
+        return float(cv2.norm(blurred, cv2.NORM_L1)) / (FIXED_POINT**2 * luma.size)
+
+
+class Change:
+    """Share of small pixels that differ visibly from the frame `CHANGE_S` earlier, frame by frame."""
+
+    def __init__(self, fps: float) -> None:
+        self.lag = change_lag(fps)
+        self.held: list[Plane] = []
+
+    def push(self, luma: Plane) -> float:
+        """The share for the next small luma plane, 0 to 1; against the first frame while fewer have passed."""
+        import cv2
+
+        self.held.append(luma)
+        if len(self.held) > self.lag + 1:
+            self.held.pop(0)
+        difference = cv2.absdiff(luma, self.held[0])
+        return float(np.count_nonzero(difference > CHANGE_LEVELS)) / luma.size
+
+
+class Flow:
+    """Displacement between frames by DIS optical flow on the small luma plane, a few pairs a second.
+
+    `push` gives (motion_px, global_dx_px, global_dy_px) for the pair that ends at this frame, per frame and at 720
+    pixels of short side, or None between pairs. `motion_px` is the mean length over textured blocks; `global_*` their
+    median displacement.
+    """
+
+    def __init__(self, fps: float, width: int, height: int) -> None:
+        import cv2
+
+        self.gap = flow_gap(fps)
+        self.short = min(width, height)
+        self.index = 0
+        self.before: Plane | None = None
+        self.flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+
+    def push(self, luma: Plane, scale: int) -> tuple[float, float, float] | None:
+        """Add the next small luma plane, of which one pixel is `scale` full pixels."""
+        index, self.index = self.index, self.index + 1
+        if index % self.gap:
+            return None
+        halved = shrink(luma, 2) if min(luma.shape) >= 64 else luma
+        scale = scale * 2 if halved is not luma else scale
+        before, self.before = self.before, halved
+        if before is None or min(halved.shape) < 16:
+            return None
+        pixels = scale * REFERENCE_SHORT_SIDE / self.short / self.gap
+        moved = _displacement(before, halved, self.flow.calc(before, halved, None))  # type: ignore[call-overload]
+        return moved[0] * pixels, moved[1] * pixels, moved[2] * pixels
+
+
+def _displacement(before: Plane, after: Plane, flow: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Mean length and median vector of the flow over textured blocks, in small pixels."""
+    import cv2
+
+    height, width = before.shape[0] // BLOCK * BLOCK, before.shape[1] // BLOCK * BLOCK
+    cut = (slice(height), slice(width))
+    gradient = cv2.convertScaleAbs(cv2.Sobel(before, cv2.CV_16S, 1, 0)[cut])
+    gradient = cv2.add(gradient, cv2.convertScaleAbs(cv2.Sobel(before, cv2.CV_16S, 0, 1)[cut]))
+    size = (width // BLOCK, height // BLOCK)
+    texture = cv2.resize(gradient, size, interpolation=cv2.INTER_AREA)
+    # Wide in type: the mean of a block's absolute differences is a fraction of a level.
+    change = cv2.resize(cv2.absdiff(before[cut], after[cut]).astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    vectors = cv2.resize(flow[cut], size, interpolation=cv2.INTER_AREA)
+    textured = texture > TEXTURE
+    if np.count_nonzero(textured) < 4:
+        textured = np.ones_like(textured)
+    moved = vectors[textured] * (change[textured] > NOISE_LEVELS)[:, None]
+    length = float(np.hypot(moved[:, 0], moved[:, 1]).mean())
+    dx, dy = np.median(moved, axis=0)
+    return length, float(dx), float(dy)
+
+
+def flow_gap(fps: float) -> int:
+    """Frames between the two of a pair whose flow is measured; pairs begin and end at its multiples."""
+    return max(1, round(fps / FLOW_HZ))
+
+
+def change_lag(fps: float) -> int:
+    """Frames between the two of a pair in which change is looked for."""
+    return max(1, round(CHANGE_S * fps))
+
+
+def motion_vmaf(series: Series, start: int, end: int) -> float | None:
+    """The clip's average as the filter itself gives it for the clip alone: its first frame counts as 0."""
+    return float(series[start + 1 : end].sum(dtype=np.float64)) / (end - start) if end - start > 1 else None
+
+
+def motion_mv(motion_px: Series, start: int, end: int, gap: int) -> float | None:
+    """Mean displacement over the pairs that lie inside the clip, pixels a frame at 720 pixels of short side."""
+    pairs = motion_px[_pair_ends(start, end, gap)]
+    return float(pairs.mean(dtype=np.float64)) if len(pairs) else None
+
+
+def _pair_ends(start: int, end: int, gap: int) -> NDArray[np.int_]:
+    first = -(-start // gap) * gap
+    return np.arange(first + gap, end, gap)
+
+
+def motion_static_frac(changed: Series, start: int, end: int, lag: int) -> float | None:
+    """Share of the clip's pairs of frames, `lag` apart, without visible change; shorter clips compare to their first."""
+    lag = min(lag, end - start - 1)
+    if lag < 1:
+        return None
+    return float(np.mean(changed[start + lag : end] < STATIC_FRAC))
+
+
+def _neighbourhood(start_s: float, end_s: float, source_end_s: float, window_s: float) -> tuple[float, float]:
+    """The clip, widened evenly to `window_s` as far as the source goes."""
+    missing = max(0.0, window_s - (end_s - start_s))
+    low = max(0.0, min(start_s - missing / 2, source_end_s - max(window_s, end_s - start_s)))
+    return low, min(source_end_s, max(end_s + missing / 2, low + window_s))
+
+
+def jitter_shots_per_s(
+    cut_score: Series, time_s: NDArray[np.float64], start_s: float, end_s: float, source_end_s: float
+) -> float | None:
+    """Triggers of the plain content detector, without a minimum length, over the clip and its neighbourhood, a second.
+
+    The neighbourhood is at least 10 s, or the whole source where that is shorter.
+    """
+    low, high = _neighbourhood(start_s, end_s, source_end_s, JITTER_WINDOW_S)
+    if high <= low or len(cut_score) < 2:
+        return None
+    a, b = np.searchsorted(time_s, [low, high])
+    return float(np.count_nonzero(cut_score[a:b] >= JITTER_CONTENT)) / (high - low)
+
+
+def slideshow_score(
+    changed: Series,
+    cuts: Sequence[int],
+    gradual: Sequence[dict[str, Any]],
+    time_s: NDArray[np.float64],
+    span_s: tuple[float, float],
+    source_end_s: float,
+    lag: int,
+) -> float | None:
+    """How much the clip's surroundings (30 s) look like stills shown one after another, 0 to 1.
+
+    Share of frames that stand in still stretches of at least 0.8 s, times min(1, changes / 2), where a change is a cut or
+    a transition with a still stretch right before and right after it.
+    """
+    if len(changed) < 2:
+        return None
+    low, high = _neighbourhood(*span_s, source_end_s, SLIDE_WINDOW_S)
+    a, b = (int(i) for i in np.searchsorted(time_s, [low, high]))
+    still = _still(changed, time_s, lag)
+    joints = [(c, c) for c in cuts] + [(g["start"], g["end"]) for g in gradual]
+    inside = [(p, q) for p, q in joints if a < p and q < b]
+    changes = sum(bool(still[p - 1] and still[min(q + lag, len(still) - 1)]) for p, q in inside)
+    return float(still[a:b].mean()) * min(1.0, changes / 2) if b > a else None
+
+
+def _still(changed: Series, time_s: NDArray[np.float64], lag: int) -> NDArray[np.bool_]:
+    """Frames of still stretches. A frame `lag` after a change still differs from the frame it is compared to."""
+    from filters.shots import runs
+
+    out = np.zeros(len(changed), dtype=bool)
+    for start, end in runs(changed < STATIC_FRAC):
+        begin = max(0, start - lag)
+        if time_s[end - 1] - time_s[begin] >= STILL_S:
+            out[begin:end] = True
+    return out

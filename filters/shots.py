@@ -1,0 +1,280 @@
+"""Shot boundaries: hard cuts and gradual transitions, decided from per-frame series that are kept.
+
+While decoding, `Pictures` and `content_score` reduce every frame to a few floats; `find_cuts` and `find_gradual` are
+pure functions over those series, so another threshold or detector needs no second decode.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from filters.planes import Plane, Small
+
+Series = NDArray[np.float32]
+
+PICTURE_W = 24
+"""A thumbnail is at least this wide."""
+CUT_PAIRS = ((1, 2), (1, 4), (2, 3), (3, 6))
+"""(frames before, frames after) a candidate between which the picture must differ: a flash of up to six frames or a
+step of exposure gives at least one pair of like pictures."""
+SAME_LEVELS = 6.0
+"""Mean difference, in 8-bit levels over Y, U and V, below which two pictures count as alike in proportion."""
+BLEND_S = (0.25, 0.5)
+"""Half widths of the window in which a dissolve is sought."""
+BLEND_LEVELS = 10.0
+"""Least mean difference, in luma levels, of the ends of a dissolve."""
+BLEND_UNLIKE = 0.3
+"""Least `1 - correlation` of the ends of a dissolve: a change of exposure is none."""
+FLAT_STD = 7.0
+"""Standard deviation of luma below which a frame is a flat field (black, white or grey), the core of a fade."""
+
+
+class ShotConfig(BaseModel):
+    """How shot boundaries are found."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    detector: Literal["adaptive", "content", "transnetv2"] = "adaptive"
+    """`adaptive` and `content` are PySceneDetect's; `transnetv2` is the network (needs the extra `shots`)."""
+    threshold: float | None = Field(None, gt=0)
+    """The detector's own: ratio to the neighbours 3.0 (adaptive), content value 27 (content), probability 0.5."""
+    min_content: float = Field(15.0, ge=0)
+    """Adaptive only: least content value of a cut."""
+    min_picture_change: float = Field(0.25, ge=0, le=1)
+    """A cut must leave pictures that differ by this much (series `picture_change`): flashes and exposure steps do not.
+    0 switches the check off."""
+    min_shot_s: float = Field(0.0, ge=0)
+    """A cut nearer than this to the one before it is dropped."""
+    blend_residual: float = Field(0.22, ge=0, le=1)
+    """A dissolve's middle differs from the mean of its ends by less than this share of their difference. 0: none."""
+
+    @property
+    def limit(self) -> float:
+        """The threshold in force."""
+        return self.threshold or {"adaptive": 3.0, "content": 27.0, "transnetv2": 0.5}[self.detector]
+
+
+def hsv(picture: Small) -> Plane:
+    """The small picture as OpenCV's 8-bit HSV, what `content_score` compares."""
+    import cv2
+
+    out: Plane = cv2.cvtColor(picture.bgr(), cv2.COLOR_BGR2HSV)  # type: ignore[assignment]
+    return out
+
+
+def content_score(before: Plane, after: Plane) -> float:
+    """PySceneDetect's `content_val` of two HSV pictures: the mean absolute difference over hue, saturation and value.
+
+    The same number as `ContentDetector` gives with its default weights, in one call instead of twelve.
+    """
+    import cv2
+
+    return float(cv2.norm(before, after, cv2.NORM_L1)) / before.size
+
+
+class Pictures:
+    """Takes small pictures one by one and gives `picture_change` and `blend_residual` for each, in blocks.
+
+    Only a window of thumbnails is held, whatever the length of the film.
+    """
+
+    def __init__(self, fps: float, block: int = 256) -> None:
+        self.lags = sorted({max(2, round(s * fps)) for s in BLEND_S})
+        self.margin = max(*self.lags, *(max(pair) for pair in CUT_PAIRS))
+        self.block = block
+        self.held: list[NDArray[np.uint8]] = []
+        self.done = 0
+        self.change: list[Series] = []
+        self.residual: list[Series] = []
+
+    def push(self, picture: Small) -> None:
+        """Add the next frame."""
+        self.held.append(np.stack([_thumbnail(p) for p in (picture.y, picture.u, picture.v)]))
+        if len(self.held) - self.done >= self.block + self.margin:
+            self._flush(self.block)
+
+    def finish(self) -> tuple[Series, Series]:
+        """`picture_change` and `blend_residual` of all frames pushed."""
+        if self.held:
+            self._flush(len(self.held) - self.done)
+        empty = [np.zeros(0, np.float32)]
+        return np.concatenate(self.change or empty), np.concatenate(self.residual or empty)
+
+    def _flush(self, count: int) -> None:
+        """Measure `count` more frames, then let go of the pictures that no later frame looks back at."""
+        window = np.stack(self.held).astype(np.float32)
+        frames = np.arange(self.done, self.done + count)
+        self.change.append(picture_change(window, frames))
+        self.residual.append(blend_residual(window, frames, self.lags))
+        drop = max(0, self.done + count - self.margin)
+        self.held = self.held[drop:]
+        self.done += count - drop
+
+
+def _thumbnail(plane: Plane) -> Plane:
+    import cv2
+
+    by = max(1, min(plane.shape[1] // PICTURE_W, plane.shape[0] // (PICTURE_W // 2)))
+    height, width = plane.shape[0] // by, plane.shape[1] // by
+    out: Plane = cv2.resize(plane[: height * by, : width * by], (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    return out
+
+
+def picture_change(pictures: NDArray[np.float32], frames: NDArray[np.int_]) -> Series:
+    """How different the pictures just before and after each of `frames` are, 0 (alike) to 1; exposure is left out.
+
+    `pictures` is (N, 3, h, w) in levels. The least over `CUT_PAIRS` of one minus the correlation, scaled down where the
+    pictures are alike in plain levels too (noise on a flat field has no correlation).
+    """
+    least = np.ones(len(frames), np.float32)
+    last = len(pictures) - 1
+    shapes, energy = _shapes(pictures)
+    for before, after in CUT_PAIRS:
+        a, b = np.maximum(frames - before, 0), np.minimum(frames + after, last)
+        levels = np.abs(pictures[a] - pictures[b]).mean(axis=(1, 2, 3))
+        least = np.minimum(least, _unlike(shapes, energy, a, b) * np.minimum(levels / SAME_LEVELS, 1))
+    return np.maximum(least, 0)
+
+
+def blend_residual(pictures: NDArray[np.float32], frames: NDArray[np.int_], lags: Sequence[int]) -> Series:
+    """How far each of `frames` is from the mean of the pictures some frames before and after: 0 blend, 0.5 hard cut.
+
+    ||m - (a+b)/2|| / ||a - b|| in mean absolute luma levels, the least over `lags`; 1 where the ends are alike.
+    """
+    shapes, energy = _shapes(pictures)
+    luma = pictures[:, 0]
+    least = np.ones(len(frames), np.float32)
+    last = len(luma) - 1
+    for lag in lags:
+        inside = (frames >= lag) & (frames <= last - lag)
+        if not inside.any():
+            continue
+        at = frames[inside]
+        a, m, b = luma[at - lag], luma[at], luma[at + lag]
+        ends = np.abs(a - b).mean(axis=(1, 2))
+        middle = np.abs(m - (a + b) / 2).mean(axis=(1, 2))
+        blend = (ends > BLEND_LEVELS) & (_unlike(shapes, energy, at - lag, at + lag) > BLEND_UNLIKE)
+        value = np.where(blend, middle / np.maximum(ends, BLEND_LEVELS), 1.0)
+        least[inside] = np.minimum(least[inside], value.astype(np.float32))
+    return least
+
+
+def _shapes(pictures: NDArray[np.float32]) -> tuple[NDArray[np.float32], Series]:
+    """Pictures (N, P) with each plane's mean removed, and their norms."""
+    centred = (pictures - pictures.mean(axis=(2, 3), keepdims=True)).reshape(len(pictures), -1)
+    return centred, np.sqrt(np.einsum("np,np->n", centred, centred) + centred.shape[1])
+
+
+def _unlike(shapes: NDArray[np.float32], norms: Series, a: NDArray[np.int_], b: NDArray[np.int_]) -> Series:
+    """One minus the correlation of pictures `a` and `b`."""
+    out: Series = 1 - np.einsum("np,np->n", shapes[a], shapes[b]) / (norms[a] * norms[b])
+    return out
+
+
+def find_cuts(
+    cut_score: Series, change: Series, fps: float, config: ShotConfig, probability: Series | None = None
+) -> list[int]:
+    """First frames of new shots. `probability` is the network's series, for the detector `transnetv2` only."""
+    if config.detector == "transnetv2":
+        assert probability is not None
+        found = _peaks(probability, config.limit)
+    else:
+        ratio = adaptive_ratio(cut_score)
+        hit = cut_score >= config.limit
+        if config.detector == "adaptive":
+            hit = (ratio >= config.limit) & (cut_score >= config.min_content)
+        if config.min_picture_change:
+            hit &= change >= config.min_picture_change
+        found = np.flatnonzero(hit).tolist()
+    shortest = max(1, round(config.min_shot_s * fps))
+    kept: list[int] = []
+    for frame in found:
+        if frame > 0 and (not kept or frame - kept[-1] >= shortest):
+            kept.append(frame)
+    return kept
+
+
+def adaptive_ratio(cut_score: Series, window: int = 2) -> Series:
+    """PySceneDetect's `adaptive_ratio`: a frame's content value over the mean of `window` neighbours on each side.
+
+    255 where the neighbours are all zero. At the ends of the series the neighbours that exist are used (PySceneDetect
+    decides nothing there).
+    """
+    score = cut_score.astype(np.float64)
+    total, count = np.zeros_like(score), np.zeros_like(score)
+    for shift in range(1, window + 1):
+        total[shift:] += score[:-shift]
+        count[shift:] += np.arange(len(score) - shift) > 0  # frame 0 has no pair
+        total[:-shift] += score[shift:]
+        count[:-shift] += 1
+    mean = total / np.maximum(count, 1)
+    ratio = np.where(mean > 1e-5, score / np.maximum(mean, 1e-5), np.where(score > 0, 255.0, 0.0))
+    return np.minimum(ratio, 255.0).astype(np.float32)
+
+
+def _peaks(probability: Series, limit: float) -> list[int]:
+    """The frame after the strongest one of each run above `limit`: the network marks a shot's last frames."""
+    return [int(a + np.argmax(probability[a:b])) + 1 for a, b in runs(probability > limit)]
+
+
+def runs(mask: NDArray[np.bool_], gap: int = 0) -> list[tuple[int, int]]:
+    """Half-open spans where `mask` holds; spans at most `gap` frames apart are joined."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    spans: list[tuple[int, int]] = []
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        if spans and start - spans[-1][1] <= gap:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def find_gradual(residual: Series, luma_std: Series, cuts: Sequence[int], fps: float, config: ShotConfig) -> list[dict[str, Any]]:
+    """Fades and dissolves as {start, end, kind}, half-open, in order, none overlapping; none crosses a clear hard cut."""
+    found = _fades(luma_std, fps) + (_dissolves(residual, cuts, fps, config.blend_residual) if config.blend_residual else [])
+    merged: list[dict[str, Any]] = []
+    for start, end, kind in sorted(found):
+        if merged and start <= merged[-1]["end"]:
+            merged[-1]["end"] = max(end, merged[-1]["end"])
+            merged[-1]["kind"] = "fade" if "fade" in (kind, merged[-1]["kind"]) else kind
+        else:
+            merged.append({"start": start, "end": end, "kind": kind})
+    return merged
+
+
+def _dissolves(residual: Series, cuts: Sequence[int], fps: float, limit: float) -> list[tuple[int, int, str]]:
+    found = []
+    for start, end in runs(residual < limit, gap=2):
+        if end - start < max(4, round(0.15 * fps)) or residual[start:end].min() > 0.8 * limit:
+            continue
+        # Around its middle half a dissolve is near the mean of its ends; the quarters at the sides are added.
+        grow = min((end - start + 1) // 2, round(0.5 * fps))
+        low = max([c for c in cuts if c <= start], default=0)
+        high = min([c for c in cuts if c >= end], default=len(residual))
+        found.append((max(low, start - grow), min(high, end + grow), "dissolve"))
+    return found
+
+
+def _fades(std: Series, fps: float) -> list[tuple[int, int, str]]:
+    """Flat fields with a steady ramp of contrast before or after them."""
+    found = []
+    for start, end in runs(std < FLAT_STD, gap=1):
+        before = _ramp(std[:start][::-1], fps)
+        after = _ramp(std[end:], fps)
+        if before or after:
+            found.append((start - before, end + after, "fade"))
+    return found
+
+
+def _ramp(outward: Series, fps: float) -> int:
+    """Frames for which contrast keeps rising away from a flat field; 0 where it jumps at once (a hard cut) or stays."""
+    length, last = 0, min(len(outward), round(3 * fps)) - 1
+    while length < last and outward[length + 1] > outward[max(0, length - 1)] * 1.02:
+        length += 1
+    climbed = length >= max(2, round(0.1 * fps)) and outward[length] >= 2 * FLAT_STD
+    steps = np.diff(outward[: length + 1])
+    jump = len(steps) > 0 and max(float(steps.max()), float(outward[0])) > 0.7 * float(outward[length])
+    return length + 1 if climbed and not jump else 0

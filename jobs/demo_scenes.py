@@ -209,8 +209,11 @@ class Scene:
 
         x, y = int(left), int(np.clip(top, 0, self.canvas[0] - self.height - 1))
         window = canvas[y : y + self.height + 1, x : x + self.width + 1]
-        across = cv2.addWeighted(window[:, :-1], 1 - (left - x), window[:, 1:], left - x, 0)
-        return cv2.addWeighted(across[:-1], 1 - (top - y), across[1:], top - y, 0)  # type: ignore[return-value]
+        part = left - x
+        across = window[:, :-1] if part == 0 else cv2.addWeighted(window[:, :-1], 1 - part, window[:, 1:], part, 0)
+        part = top - y
+        both = across[:-1] if part == 0 else cv2.addWeighted(across[:-1], 1 - part, across[1:], part, 0)
+        return np.ascontiguousarray(both)  # type: ignore[arg-type]
 
 
 def _profile(rng: np.random.Generator, width: int) -> npt.NDArray[np.float64]:

@@ -1,0 +1,202 @@
+"""A killable child process that does the dangerous work of an actor: opening and decoding what strangers made.
+
+The child answers one call at a time. One that makes no progress, takes too long, takes too much memory or dies costs
+that call only; the next call starts a fresh child. A child never outlives its parent.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from curation.errors import SourceError
+from curation.media import MediaLimits
+
+P = ParamSpec("P")
+T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+POLL_S = 0.25
+BEAT_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a call cost the child: CPU seconds of all its threads, and its largest resident size in MB."""
+
+    cpu_s: float
+    peak_mb: float
+
+
+class Child:
+    """Runs module-level functions in a child process, under the limits of time and memory of `MediaLimits`."""
+
+    def __init__(self, limits: MediaLimits) -> None:
+        self.limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, Usage]:
+        """`function(*args)` in the child, and what it cost.
+
+        Raises the function's own SourceError, or SourceError timeout, memory or crashed; any other exception of the
+        function becomes SourceError internal.
+        """
+        process, pipe = self._running()
+        try:
+            pipe.send((function, args, kwargs))
+            kind, value, usage = self._answer(process, pipe)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise SourceError("crashed", self._death(process)) from None
+        if kind == "error":
+            raise SourceError(*value)
+        return value, usage
+
+    def close(self) -> None:
+        """Stop the child."""
+        process, self._process = self._process, None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _running(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        if self._process is None or self._pipe is None or self._process.poll() is not None:
+            self.close()
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "curation.child", str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                )
+            self._pipe = Connection(ours.detach())
+        return self._process, self._pipe
+
+    def _answer(self, process: subprocess.Popen[bytes], pipe: Connection) -> tuple[str, Any, Usage]:
+        began = heard = time.monotonic()
+        while True:
+            if pipe.poll(POLL_S):
+                message = pipe.recv()
+                if message[0] != "beat":
+                    return message  # type: ignore[no-any-return]
+                heard = time.monotonic()
+            now = time.monotonic()
+            if now - heard > self.limits.stall_s:
+                self.close()
+                raise SourceError("timeout", f"no progress for {self.limits.stall_s:g} s (limits.stall_s)")
+            if now - began > self.limits.source_s:
+                self.close()
+                raise SourceError("timeout", f"more than {self.limits.source_s:g} s (limits.source_s)")
+            if _resident_mb(process.pid) > self.limits.memory_mb:
+                self.close()
+                raise SourceError("memory", f"more than {self.limits.memory_mb:g} MB (limits.memory_mb)")
+
+    def _death(self, process: subprocess.Popen[bytes]) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        code = process.returncode
+        self.close()
+        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
+        return f"the decoding process died: {how}"
+
+
+@lru_cache(maxsize=1)
+def shared(limits: MediaLimits) -> Child:
+    """This process's one child, shared by the stages of an actor."""
+    return Child(limits)
+
+
+def beat() -> None:
+    """Tell the parent that work goes on. Costs next to nothing, and is silent outside a child."""
+    _beats.beat()
+
+
+class _Beats:
+    def __init__(self) -> None:
+        self.pipe: Connection | None = None
+        self.last = 0.0
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        if self.pipe is not None and now - self.last > BEAT_EVERY_S:
+            self.last = now
+            self.pipe.send(("beat",))
+
+
+_beats = _Beats()
+
+
+def _resident_mb(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * resource.getpagesize() / 2**20
+
+
+def _die_with(parent: int, descriptor: int) -> None:
+    """Ask the kernel for SIGKILL when the parent's thread ends, and watch for the parent itself besides."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _serve(descriptor: int, parent: int) -> None:
+    _die_with(parent, descriptor)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pipe = _beats.pipe = Connection(descriptor)
+    while True:
+        try:
+            function, args, kwargs = pipe.recv()
+        except EOFError:
+            return
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        try:
+            kind, value = "value", function(*args, **kwargs)
+        except SourceError as error:
+            kind, value = "error", (error.code, error.message)
+        except MemoryError:
+            kind, value = "error", ("memory", "no memory left")
+        except Exception as error:
+            kind, value = "error", ("internal", f"{type(error).__name__}: {error}")
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        pipe.send((kind, value, Usage(cpu, _peak_mb())))
+
+
+def _peak_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+if __name__ == "__main__":
+    # Under `-m` this file is `__main__`: serve from the importable module, so that `beat` and the pipe are one.
+    from curation import child
+
+    child._serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,6 +1,7 @@
 """From shots to clips: which spans of a source become clips. A pure decision over frame times, cuts and transitions."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -21,13 +22,13 @@ class ClipConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_s: float = Field(4.0, gt=0)
+    min_s: float = Field(default=4.0, gt=0)
     """Shorter shots give no clip."""
-    max_s: float = Field(16.0, gt=0)
+    max_s: float = Field(default=16.0, gt=0)
     """Longer shots give several equal clips of at most this."""
     policy: Literal["all", "paper"] = "all"
-    """`all`: every shot. `paper`: at most two shots longer than `max_s`, one random span of `min_s` to `max_s` in each."""
-    skip_start_s: float = Field(0.0, ge=0)
+    """`all`: every shot. `paper`: at most two shots longer than `max_s`, in each a random span of `min_s` to `max_s`."""
+    skip_start_s: float = Field(default=0.0, ge=0)
     """The opening seconds of a source that no clip may touch (unsteady camera, title transitions)."""
 
     @model_validator(mode="after")
@@ -70,7 +71,7 @@ def _shots(
     breaks = {0, frames, *(c for c in cut_frames if 0 < c < frames)}
     breaks |= set((np.flatnonzero(usable[1:] != usable[:-1]) + 1).tolist())
     points = sorted(b for b in breaks if b <= frames)
-    return [(a, b) for a, b in zip(points[:-1], points[1:], strict=True) if usable[a]]
+    return [(a, b) for a, b in itertools.pairwise(points) if usable[a]]
 
 
 def _pieces(edges: NDArray[np.float64], shot: Span, config: ClipConfig) -> list[Span]:
@@ -86,7 +87,7 @@ def _pieces(edges: NDArray[np.float64], shot: Span, config: ClipConfig) -> list[
         lengths = np.diff(edges[bounds])
         if lengths.max() <= config.max_s + SLACK_S:
             if lengths.min() >= config.min_s - SLACK_S:
-                return list(zip(bounds[:-1], bounds[1:], strict=True))
+                return list(itertools.pairwise(bounds))
             break
     return _middle(edges, shot, config)
 

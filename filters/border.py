@@ -43,8 +43,8 @@ class Bars(NamedTuple):
 class Sample:
     """What one frame says: where the solid edge ends on each side, and how much of the line there steps (0 to 1).
 
-    `solid` is as large as the frame's side where the frame is one flat field: then it says nothing. `blurred` holds bars
-    of blurred picture, all 0 where none were seen.
+    `solid` is as large as the frame's side where the frame is one flat field: then it says nothing. `blurred` holds
+    bars of blurred picture, all 0 where none were seen.
     """
 
     solid: Bars
@@ -101,6 +101,12 @@ def _blurred(lines: NDArray[np.int16]) -> tuple[int, int]:
     return low, high
 
 
+def of_one(sample: Sample) -> Bars:
+    """The bars that one frame alone shows, in stored pixels."""
+    clear = [w if w >= 2 and line >= LINE else 0 for w, line in zip(sample.solid, sample.line, strict=True)]
+    return Bars(*clear) if any(clear) else sample.blurred
+
+
 def agree(samples: Sequence[Sample], height: int, width: int) -> Bars:
     """The bars that the frames of a clip agree on, in stored pixels; none where no frame shows a border."""
     sizes = (height, height, width, width)
@@ -146,7 +152,7 @@ def _blurred_pair(samples: Sequence[Sample], first: int) -> tuple[int, int]:
 def displayed(bars: Bars, height: int, width: int, shown_height: int, shown_width: int, rotation: int) -> Bars:
     """Stored pixels to displayed ones: turned by `rotation` (degrees clockwise that make the picture upright), scaled.
 
-    `height`, `width` are those of the stored frame, `shown_*` those of the displayed one (turned, pixel aspect applied).
+    `height`, `width` are those of the stored frame, `shown_*` of the displayed one (turned, pixel aspect applied).
     """
     sides = [bars.top, bars.right, bars.bottom, bars.left]
     quarter = round(rotation / 90) % 4

@@ -162,7 +162,7 @@ def _pair_ends(start: int, end: int, gap: int) -> NDArray[np.int_]:
 
 
 def motion_static_frac(changed: Series, start: int, end: int, lag: int) -> float | None:
-    """Share of the clip's pairs of frames, `lag` apart, without visible change; shorter clips compare to their first."""
+    """Share of the clip's pairs of frames, `lag` apart, without visible change; a short clip compares to its first."""
     lag = min(lag, end - start - 1)
     if lag < 1:
         return None
@@ -201,8 +201,8 @@ def slideshow_score(
 ) -> float | None:
     """How much the clip's surroundings (30 s) look like stills shown one after another, 0 to 1.
 
-    Share of frames that stand in still stretches of at least 0.8 s, times min(1, changes / 2), where a change is a cut or
-    a transition with a still stretch right before and right after it.
+    Share of frames that stand in still stretches of at least 0.8 s, times min(1, changes / 2), where a change is a cut
+    or a transition with a still stretch right before and right after it.
     """
     if len(changed) < 2:
         return None

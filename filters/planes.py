@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.errors import SourceError
-
 if TYPE_CHECKING:
     import av
 
@@ -69,11 +67,8 @@ def planes(frame: "av.VideoFrame") -> tuple[Plane, Plane, Plane]:
     return y, u, v
 
 
-def small(frame: "av.VideoFrame", by: int) -> Small:
-    """A frame's planes shrunk by `by`. Raises SourceError decode_failed where the frame has no pixels."""
-    y, u, v = planes(frame)
-    if not y.size:
-        raise SourceError("decode_failed", "a frame without pixels")
+def small(y: Plane, u: Plane, v: Plane, by: int) -> Small:
+    """The planes of a frame shrunk by `by`."""
     luma = shrink(y, by)
     return Small(luma, _chroma(u, y, by, luma), _chroma(v, y, by, luma), by)
 

@@ -24,7 +24,7 @@ class Quality:
 
 
 def quality(luma: Plane, small: Small, full_range: bool, bars: tuple[int, int, int, int] = (0, 0, 0, 0)) -> Quality:
-    """Measure one frame: full-resolution `luma`, its `small` planes, `bars` (top, bottom, left, right) in luma pixels."""
+    """Measure one frame: full-size `luma`, its `small` planes, `bars` (top, bottom, left, right) in luma pixels."""
     top, bottom, left, right = bars
     height, width = luma.shape
     inner = luma[top : height - bottom, left : width - right]
@@ -83,7 +83,7 @@ def colorfulness(y: Plane, u: Plane, v: Plane) -> float:
 def blockiness(luma: Plane, bars: tuple[int, int, int, int] = (0, 0, 0, 0)) -> float:
     """How much larger steps are across the 8x8 grid of the stored picture than beside it: 0 none, 1 twice as large.
 
-    The mean step over lines of the grid divided by that over the lines three and four pixels away, less one; the mean of
+    The mean step over lines of the grid divided by that over lines three and four pixels away, less one; the mean of
     both directions, never below 0.
     """
     top, bottom, left, right = bars

@@ -39,16 +39,16 @@ class ShotConfig(BaseModel):
 
     detector: Literal["adaptive", "content", "transnetv2"] = "adaptive"
     """`adaptive` and `content` are PySceneDetect's; `transnetv2` is the network (needs the extra `shots`)."""
-    threshold: float | None = Field(None, gt=0)
+    threshold: float | None = Field(default=None, gt=0)
     """The detector's own: ratio to the neighbours 3.0 (adaptive), content value 27 (content), probability 0.5."""
-    min_content: float = Field(15.0, ge=0)
+    min_content: float = Field(default=15.0, ge=0)
     """Adaptive only: least content value of a cut."""
-    min_picture_change: float = Field(0.25, ge=0, le=1)
+    min_picture_change: float = Field(default=0.25, ge=0, le=1)
     """A cut must leave pictures that differ by this much (series `picture_change`): flashes and exposure steps do not.
     0 switches the check off."""
-    min_shot_s: float = Field(0.0, ge=0)
+    min_shot_s: float = Field(default=0.0, ge=0)
     """A cut nearer than this to the one before it is dropped."""
-    blend_residual: float = Field(0.22, ge=0, le=1)
+    blend_residual: float = Field(default=0.22, ge=0, le=1)
     """A dissolve's middle differs from the mean of its ends by less than this share of their difference. 0: none."""
 
     @property
@@ -232,9 +232,11 @@ def runs(mask: NDArray[np.bool_], gap: int = 0) -> list[tuple[int, int]]:
     return spans
 
 
-def find_gradual(residual: Series, luma_std: Series, cuts: Sequence[int], fps: float, config: ShotConfig) -> list[dict[str, Any]]:
-    """Fades and dissolves as {start, end, kind}, half-open, in order, none overlapping; none crosses a clear hard cut."""
-    found = _fades(luma_std, fps) + (_dissolves(residual, cuts, fps, config.blend_residual) if config.blend_residual else [])
+def find_gradual(
+    residual: Series, luma_std: Series, cuts: Sequence[int], fps: float, config: ShotConfig
+) -> list[dict[str, Any]]:
+    """Fades and dissolves as {start, end, kind}, half-open, in order, apart; no dissolve crosses a hard cut."""
+    found = _fades(luma_std, fps) + _dissolves(residual, cuts, fps, config.blend_residual)
     merged: list[dict[str, Any]] = []
     for start, end, kind in sorted(found):
         if merged and start <= merged[-1]["end"]:

@@ -43,7 +43,7 @@ class SubsetConfig(BaseModel):
     about: str = ""
     bucket_class: Literal[256, 768] = 256
     source_rules: tuple[str, ...] = ()
-    """Over the probe columns of `sources`, for videos and images; they stop a source before it is decoded."""
+    """Over the probe columns of `sources`, for videos; they stop a source before it is decoded."""
     clip_rules: tuple[str, ...] = ()
     """Over `clips`, for video."""
     image_rules: tuple[str, ...] = ()
@@ -125,7 +125,9 @@ def reason_sql(rules: Sequence[Rule], otherwise: str = "NULL") -> str:
 
 
 def source_stopped(row: Mapping[str, Any], subsets: Sequence[SubsetConfig]) -> str | None:
-    """Why no subset can use a source with these probe columns; None where at least one can."""
+    """Why no subset can use a video with these probe columns; None where at least one can, and for images."""
+    if row.get("kind") == "image":
+        return None
     known = pa.Table.from_pylist([dict.fromkeys(SOURCES.names) | {k: row.get(k) for k in SOURCES.names}], schema=SOURCES)
     reasons = [_first_reason(known, [source_rule(t) for t in s.source_rules]) for s in subsets]
     return next((r for r in reasons if r is not None), None) if all(reasons) else None
@@ -139,7 +141,7 @@ def stopped(clips: pa.Table, subsets: Sequence[SubsetConfig]) -> set[str]:
         sql = " ".join(f"WHEN kind = '{kind}' THEN {reason_sql(_cheap(rules))}" for kind, rules in lists.items())
         verdicts.append(f"(CASE {sql} END) IS NOT NULL")
     query = f"SELECT clip_id FROM given WHERE {' AND '.join(verdicts)}"
-    return {row[0] for row in _ask(query, clips).fetchall()}
+    return {row[0] for row in _ask(query, clips)}
 
 
 def _cheap(texts: Sequence[str]) -> list[Rule]:
@@ -150,8 +152,7 @@ def _cheap(texts: Sequence[str]) -> list[Rule]:
 def _first_reason(table: pa.Table, rules: Sequence[Rule]) -> str | None:
     if not rules:
         return None
-    row = _ask(f"SELECT {reason_sql(rules)} FROM given", table).fetchone()
-    return row[0] if row else None
+    return _ask(f"SELECT {reason_sql(rules)} FROM given", table)[0][0]  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=1)
@@ -161,10 +162,10 @@ def _connection() -> Any:
     return duckdb.connect(config={"threads": 1})
 
 
-def _ask(query: str, given: pa.Table) -> Any:
+def _ask(query: str, given: pa.Table) -> list[tuple[Any, ...]]:
     connection = _connection()
     connection.register("given", given)
-    return connection.execute(query)
+    return connection.execute(query).fetchall()  # type: ignore[no-any-return]
 
 
 def quote(name: str) -> str:

@@ -207,13 +207,14 @@ class Scene:
         """What `warpAffine` gives without a change of size, in a fifth of the time."""
         import cv2
 
-        x, y = int(left), int(np.clip(top, 0, self.canvas[0] - self.height - 1))
+        top = float(np.clip(top, 0, self.canvas[0] - self.height - 1))
+        x, y = int(left), int(top)
         window = canvas[y : y + self.height + 1, x : x + self.width + 1]
         part = left - x
         across = window[:, :-1] if part == 0 else cv2.addWeighted(window[:, :-1], 1 - part, window[:, 1:], part, 0)
         part = top - y
         both = across[:-1] if part == 0 else cv2.addWeighted(across[:-1], 1 - part, across[1:], part, 0)
-        return np.ascontiguousarray(both)  # type: ignore[arg-type]
+        return np.ascontiguousarray(both)
 
 
 def _profile(rng: np.random.Generator, width: int) -> npt.NDArray[np.float64]:
@@ -279,7 +280,7 @@ def _view(camera: Camera, t: int, frames: int, rng: np.random.Generator) -> tupl
     y = camera.tilt * middle + camera.sway_px * 0.5 * np.sin(t / 8.3 + 2)
     zoom = float(np.exp(camera.zoom * (t if camera.zoom > 0 else t - frames)))
     if camera.shake_px:
-        x, y = x + rng.uniform(-1, 1) * camera.shake_px, y + rng.uniform(-0.3, 0.3) * camera.shake_px
+        x, y = x + rng.uniform(-1, 1) * camera.shake_px, y + rng.uniform(-0.45, 0.45) * camera.shake_px
     return float(x), float(y), zoom
 
 

@@ -7,13 +7,22 @@ clip that passes the rules has weight 1 and no cluster.
 import hashlib
 from collections.abc import Mapping
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 
 from curation.rules import SubsetConfig, clip_rule, literal, reason_sql, source_rule
 from curation.tables import SELECTION
 
+if TYPE_CHECKING:
+    import duckdb
+
 FIT = pa.schema([("clip_id", pa.string()), ("bucket", pa.string()), ("bucket_why", pa.string()), ("misfit", pa.string())])
 """What the shape buckets say of a clip: a bucket, or why none fits (`too_small`, `too_few_frames`)."""
+
+
+LANDSCAPE = "(CAST(split_part(split_part(bucket, '-', 2), 'x', 1) AS INT) >= CAST(split_part(split_part(bucket, '-', 2), 'x', 2) AS INT))"
+"""Whether a bucket, named like `v256-16x9-f128`, is at least as wide as high."""
 
 
 def draw_sql(seed: int, purpose: str, column: str) -> str:
@@ -72,7 +81,7 @@ def _decided_sql(subset: SubsetConfig, seed: int) -> str:
                CASE WHEN exact_copy_of IS NOT NULL THEN concat('rule:exact_copy_of ', exact_copy_of)
                     WHEN kind = 'video' THEN {source} END AS source_reason FROM sources),
              ruled AS (SELECT clip_id, CASE WHEN kind = 'image' THEN {image} ELSE {video} END AS clip_reason FROM clips)
-        SELECT c.clip_id, c.source_id, c.kind, c.width >= c.height AS landscape, j.family, f.bucket, f.bucket_why,
+        SELECT c.clip_id, c.source_id, c.kind, j.family, f.bucket, f.bucket_why,
                coalesce(CASE WHEN c.status = 'error' THEN concat('error:', c.error_code) END,
                         j.source_reason, r.clip_reason,
                         CASE WHEN f.bucket IS NULL THEN concat('unselected:', coalesce(f.misfit, 'no_bucket')) END,
@@ -80,18 +89,17 @@ def _decided_sql(subset: SubsetConfig, seed: int) -> str:
         FROM clips c JOIN judged j USING (source_id) JOIN ruled r USING (clip_id) LEFT JOIN fits f USING (clip_id)"""
 
 
-def _mix(connection: "duckdb.DuckDBPyConnection", landscape_share: float, seed: int) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _mix(connection: "duckdb.DuckDBPyConnection", landscape_share: float, seed: int) -> None:
     """Drop the surplus of landscape or portrait videos, the highest draws first; what earlier runs kept stays."""
     share = int(round(landscape_share * 1000))
     old = dict(
         connection.execute(
-            "SELECT starts_with(bucket_why, 'landscape'), count(*) FROM previous "
-            "WHERE kept AND NOT starts_with(bucket_why, 'image') GROUP BY 1"
+            f"SELECT {LANDSCAPE}, count(*) FROM previous WHERE kept AND starts_with(bucket, 'v') GROUP BY 1"
         ).fetchall()
     )
     new = dict(
         connection.execute(
-            "SELECT landscape, count(*) FROM decided WHERE reason = 'kept' AND kind = 'video' GROUP BY 1"
+            f"SELECT {LANDSCAPE}, count(*) FROM decided WHERE reason = 'kept' AND kind = 'video' GROUP BY 1"
         ).fetchall()
     )
     total = {side: old.get(side, 0) + new.get(side, 0) for side in (True, False)}
@@ -100,7 +108,7 @@ def _mix(connection: "duckdb.DuckDBPyConnection", landscape_share: float, seed: 
         room = max(0, min(new.get(side, 0), quota[side] - old.get(side, 0)))
         connection.execute(
             f"""UPDATE decided SET reason = 'unselected:aspect_mix' WHERE clip_id IN (
-                SELECT clip_id FROM decided WHERE reason = 'kept' AND kind = 'video' AND landscape = {side}
+                SELECT clip_id FROM decided WHERE reason = 'kept' AND kind = 'video' AND {LANDSCAPE} = {side}
                 ORDER BY {draw_sql(seed, "aspect_mix", "clip_id")}, clip_id OFFSET {room})"""
         )
 

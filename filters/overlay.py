@@ -39,7 +39,10 @@ CUES_NEEDED = 3
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """One piece of text in one sampled frame. `corners` (4, 2) in pixels: top left, top right, bottom right, bottom left."""
+    """One piece of text in one sampled frame.
+
+    `corners` (4, 2) in pixels: top left, top right, bottom right, bottom left.
+    """
 
     frame: int
     corners: npt.NDArray[np.float32]
@@ -86,7 +89,7 @@ class Overlays:
 
         self._boxes = boxes
         self._frames = frames
-        self._soft = [cv2.GaussianBlur(frame, (3, 3), 0) for frame in frames]
+        self._soft = [np.asarray(cv2.GaussianBlur(frame, (3, 3), 0), np.uint8) for frame in frames]
         self._textured = [_textured(frame) for frame in self._soft]
         self._covered = [_cover(boxes, index, frame.shape) for index, frame in enumerate(frames)]
 
@@ -153,7 +156,8 @@ class Overlays:
         import cv2
 
         changed = cv2.absdiff(self._soft[box.frame], self._soft[other]) > CHANGED_LEVELS
-        usable = (self._textured[box.frame] | self._textured[other]) & ~(self._covered[box.frame] | self._covered[other])
+        covered = self._covered[box.frame] | self._covered[other]
+        usable = (self._textured[box.frame] | self._textured[other]) & ~covered
         left, top, right, bottom = box.rect
         pad = max(12, box.height)
         near = np.s_[max(0, top - pad) : bottom + pad, max(0, left - pad) : right + pad]

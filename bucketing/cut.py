@@ -28,7 +28,7 @@ class EncodeConfig(BaseModel):
 
     crf: int = Field(18, ge=0, le=51)
     """x264 quality; 18 is visually close to the source."""
-    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "medium"
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "fast"
     keyint: PositiveInt = 32
     """Most frames between keyframes: a trainer that wants 16 frames decodes at most 48."""
     webp_quality: int = Field(92, ge=1, le=100)

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from bucketing import buckets, plan
-from curation import run_folder, select as rules_select, storage
+from curation import run_folder, storage
+from curation import select as rules_select
 from curation.errors import ConfigError
 from curation.rules import SubsetConfig
 from curation.tables import CLIPS, SELECTION, SOURCES
@@ -60,10 +61,15 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
 def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], previous: pa.Table) -> pa.Table:
     sources = _read(folder, "sources", units, SOURCES)
     clips = _read(folder, "clips", units, CLIPS)
-    fits = {row["clip_id"]: buckets.choose_for(row, subset.bucket_class) for row in clips.to_pylist() if row["status"] == "ok"}
-    chosen = rules_select.select(sources, clips, subset, config.seed, previous, fits)
+    fits = {row["clip_id"]: _fit(row, subset.bucket_class) for row in clips.to_pylist() if row["status"] == "ok"}
+    chosen = rules_select.select(sources, clips, subset, config.seed, previous, rules_select.fit_table(fits))
     taken = plan.next_shards(previous)
     return plan.assign(chosen, config.seed, config.shards, taken)
+
+
+def _fit(clip: dict[str, Any], bucket_class: int) -> tuple[str | None, str, str | None]:
+    choice = buckets.choose(clip, bucket_class)
+    return choice.bucket.name if choice.bucket else None, choice.why, choice.misfit
 
 
 def _read(folder: str, table: str, units: Sequence[str], schema: pa.Schema) -> pa.Table:

@@ -1,0 +1,179 @@
+"""*Produce*: cut what the missing shards need, a source at a time, then pack the shards."""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from bucketing import buckets
+from bucketing.cut import Cut, EncodeConfig, Made, Turn, cut_image, cut_video
+from bucketing.pack import pack_shard, write_cuts
+from curation import storage
+from curation.child import Child, shared
+from curation.engine import Item, Step
+from curation.errors import SourceError
+from curation.media import MediaLimits
+from curation.tables import SELECTION
+from jobs.config import Config
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Items for the two pools: units to cut, and shards to pack."""
+
+    cuts: list[Item]
+    shards: list[Item]
+
+
+def missing(run: str, config: Config) -> Missing:
+    """What the selections planned and the run folder lacks. A shard is there when its index is."""
+    shards: list[Item] = []
+    wanted: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    units = _unit_of_source(run)
+    for subset in config.subsets:
+        done = {u.removesuffix(".parquet") for u in storage.walk(storage.join(run, "shards", subset.name), ".parquet")}
+        for shard, samples in _planned(run, subset.name, units).items():
+            if storage.join(run, "shards", subset.name, shard) in done:
+                continue
+            for sample in samples:
+                sample["key"] = f"{sample['clip_id']}-{subset.bucket_class}"
+                wanted[sample["unit"]].add((sample["clip_id"], subset.bucket_class))
+            shards.append({"subset": subset.name, "shard": shard, "samples": samples})
+    have = {name.removesuffix(".parquet") for name in storage.names(storage.join(run, "cuts"), ".parquet")}
+    cuts = [{"unit": unit, "clips": sorted(wanted[unit])} for unit in sorted(wanted) if unit not in have]
+    return Missing(cuts, shards)
+
+
+def _unit_of_source(run: str) -> dict[str, str]:
+    table = storage.read_table(storage.join(run, "sources"), columns=["source_id", "unit"])
+    return dict(zip(table["source_id"].to_pylist(), table["unit"].to_pylist(), strict=True))
+
+
+def _planned(run: str, subset: str, units: Mapping[str, str]) -> dict[str, list[Item]]:
+    """Shard -> its samples in order, from the selection."""
+    table = storage.read_table(storage.join(run, "selection", subset), SELECTION, ["clip_id", "source_id", "shard", "position"])
+    planned: dict[str, list[Item]] = defaultdict(list)
+    for row in table.filter(table["shard"].is_valid()).sort_by([("shard", "ascending"), ("position", "ascending")]).to_pylist():
+        planned[row["shard"]].append({"clip_id": row["clip_id"], "unit": units[row["source_id"]]})
+    return planned
+
+
+def cut_steps(run: str, config: Config) -> list[Step]:
+    """The pool that cuts units."""
+    return [Step(CutUnits(run, config.encode, config.limits), config.engine.cpu)]
+
+
+def pack_steps(run: str, config: Config) -> list[Step]:
+    """The pool that packs shards."""
+    return [Step(PackShards(run), config.engine.write)]
+
+
+def clean(run: str, config: Config) -> None:
+    """Remove the cuts once every planned shard is there."""
+    if not config.shards.keep_cuts and not missing(run, config).shards:
+        storage.remove(storage.join(run, "cuts"))
+
+
+class CutUnits:
+    """Cuts the planned samples of a unit into `cuts/<unit>.tar`; decoding happens in the killable child."""
+
+    name = "cut"
+
+    def __init__(self, run: str, encode: EncodeConfig, limits: MediaLimits) -> None:
+        self.run = run
+        self.encode = encode
+        self.limits = limits
+        self.child: Child | None = None
+
+    def open(self) -> None:
+        self.child = shared(self.limits)
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.close()
+
+    def __call__(self, item: Item) -> Item:
+        rows = write_cuts(self.run, item["unit"], self.cuts(item["unit"], item["clips"]))
+        return {"unit": item["unit"], "cut": sum(r["status"] == "ok" for r in rows), "failed": sum(r["status"] != "ok" for r in rows)}
+
+    def cuts(self, unit: str, clips: Sequence[tuple[str, int]]) -> Iterator[tuple[Made, dict[str, Any]]]:
+        """The samples of a unit, source by source, each with the facts of its index row."""
+        known = unit_rows(self.run, unit)
+        urls = {row["path"]: row["url"] for row in _rows(self.run, "units", unit)}
+        times = {row["source_id"]: row["time_s"] for row in _rows(self.run, "series", unit, ["source_id", "time_s"])}
+        of_source: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for clip_id, bucket_class in clips:
+            of_source[known[clip_id][0]["source_id"]].append((clip_id, bucket_class))
+        for source_id, wanted in of_source.items():
+            source = known[wanted[0][0]][1]
+            cuts = [_cut(known[clip_id][0], times.get(source_id), bucket_class) for clip_id, bucket_class in wanted]
+            with tempfile.TemporaryDirectory(prefix="reelset-cut-") as folder:
+                for made, cut in zip(self.make(urls[source["path"]], source, cuts, folder), cuts, strict=True):
+                    yield made, _facts(cut)
+
+    def make(self, url: str, source: Mapping[str, Any], cuts: list[Cut], folder: str) -> list[Made]:
+        """Cut one source; where the source fails, each of its samples fails with its code."""
+        assert self.child is not None, "open() comes first"
+        try:
+            with storage.local_copy(url) as path:
+                if source["kind"] == "image":
+                    return self.child.call(cut_image, str(path), cuts, self.encode, self.limits, folder)[0]
+                turn = Turn(source["width"], source["height"], source["rotation"])
+                return self.child.call(cut_video, str(path), cuts, turn, self.encode, self.limits, folder)[0]
+        except SourceError as error:
+            return [Made(cut.key, None, error.code, error.message) for cut in cuts]
+
+
+class PackShards:
+    """Packs planned shards from the units' cuts."""
+
+    name = "pack"
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+
+    def open(self) -> None:
+        """Nothing to load."""
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+    def __call__(self, item: Item) -> Item:
+        known = lru_cache(maxsize=64)(lambda unit: unit_rows(self.run, unit))
+
+        def describe(unit: str, clip_id: str) -> tuple[dict[str, Any], str | None]:
+            clip, source = known(unit)[clip_id]
+            caption = source.get("caption")
+            return {"clip": clip, "source": source, "subset": item["subset"]}, caption.strip() if caption else None
+
+        return pack_shard(self.run, item["subset"], item["shard"], item["samples"], describe)
+
+
+def unit_rows(run: str, unit: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """clip_id -> (its row of `clips`, its source's row of `sources`), for one unit."""
+    sources = {row["source_id"]: row for row in _rows(run, "sources", unit)}
+    return {row["clip_id"]: (row, sources[row["source_id"]]) for row in _rows(run, "clips", unit)}
+
+
+def _rows(run: str, table: str, unit: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    with storage.open_read(storage.join(run, table, f"{unit}.parquet")) as file:
+        return pq.read_table(file, columns=columns).to_pylist()  # type: ignore[no-any-return]
+
+
+def _cut(clip: Mapping[str, Any], times: Sequence[float] | None, bucket_class: int) -> Cut:
+    start, end = clip["start_frame"], clip["end_frame"]
+    own = np.asarray(times[start:end] if times else [0.0], dtype=np.float64)
+    choice = buckets.choose(clip, bucket_class)
+    return Cut(f"{clip['clip_id']}-{bucket_class}", start, end, own, clip["end_s"], choice)
+
+
+def _facts(cut: Cut) -> dict[str, Any]:
+    assert cut.choice.bucket is not None
+    width, height = cut.choice.bucket.size
+    fps = float(cut.choice.fps) if cut.choice.fps else None
+    return {"frames": cut.choice.bucket.frames, "fps": fps, "width": width, "height": height}

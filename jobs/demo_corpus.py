@@ -30,7 +30,7 @@ def make_corpus(folder: Path, seed: int = 0, only: set[str] | None = None) -> li
     """Write the corpus into `folder` and return its truth, sorted by path; `only` names the files to make.
 
     Files that are copies or damages of another need that one: it is made too. `manifest.csv` (path, caption, licence)
-    and `truth.json` stand beside the files. Half a minute on two cores.
+    and `truth.json` stand beside the files. About 45 s on two cores.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = {film.truth.path: film for film in films(seed)}

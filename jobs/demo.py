@@ -221,15 +221,7 @@ def render(rows: Iterable[Row]) -> "Table":
     for row in rows:
         if path and row.path != path:
             table.add_section()
-        mark = (
-            Text("✓", "green")
-            if row.ok
-            else Text("~ known limit", "yellow")
-            if row.known_limit
-            else Text("✗", "bold red")
-        )
-        table.add_row(
-            *(Text(cell) for cell in (row.path if row.path != path else "", row.fact, row.truth, row.found)), mark
-        )
+        mark = Text("✓", "green") if row.ok else Text("~ known limit", "yellow") if row.known_limit else Text("✗", "bold red")
+        table.add_row(*(Text(cell) for cell in (row.path if row.path != path else "", row.fact, row.truth, row.found)), mark)
         path = row.path
     return table

@@ -208,25 +208,17 @@ def derivations() -> list[Derivation]:
     small = Truth("images/thumbnail.png", "A thumbnail", ("ok", "rejected"), (), 1, (128, 96), verdict=TOO_SMALL)
     return [
         Derivation(copy, _copy, pan),
-        Derivation(
-            replace(near, cut_frames=(), bars=(0, 0, 0, 0), has_text=False, static=False, jitter=False), _shrink, drift
-        ),
+        Derivation(replace(near, cut_frames=(), bars=(0, 0, 0, 0), has_text=False, static=False, jitter=False), _shrink, drift),
         Derivation(flipped, _flip, pan),
         Derivation(short, _halve, dusk),
         Derivation(broken("no_index.mp4", "Cut off before the index", "bad_header", "not_media"), _halve, pan),
         Derivation(broken("empty.mp4", "No bytes at all", "empty"), partial(_bytes, b"")),
-        Derivation(
-            broken("text.mp4", "Text by the name of a film", "not_media"), partial(_bytes, b"Not a film.\n" * 200)
-        ),
+        Derivation(broken("text.mp4", "Text by the name of a film", "not_media"), partial(_bytes, b"Not a film.\n" * 200)),
         Derivation(playlist, partial(_bytes, PLAYLIST)),
         Derivation(broken("sound_only.mp4", "Sound without a picture", "no_video_stream"), _tone),
         Derivation(half, partial(_picture, "snow", 1024, 768, 0.4)),
-        Derivation(
-            _image("hills.jpg", "A photograph of hills", (1280, 960)), partial(_picture, "meadow", 1280, 960, 1.0)
-        ),
-        Derivation(
-            _image("reef.webp", "A square photograph", (1024, 1024)), partial(_picture, "reef", 1024, 1024, 1.0)
-        ),
+        Derivation(_image("hills.jpg", "A photograph of hills", (1280, 960)), partial(_picture, "meadow", 1280, 960, 1.0)),
+        Derivation(_image("reef.webp", "A square photograph", (1024, 1024)), partial(_picture, "reef", 1024, 1024, 1.0)),
         Derivation(small, partial(_picture, "dusk", 128, 96, 1.0)),
     ]
 

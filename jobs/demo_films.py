@@ -210,9 +210,7 @@ def _bad_films() -> list[Film]:
             finish=_pillarbox,
         ),
         Film(
-            bad(
-                "bad/blurred_pillars.mp4", "Upright, between blurred copies of itself", *borders, bars=(0, 0, 292, 292)
-            ),
+            bad("bad/blurred_pillars.mp4", "Upright, between blurred copies of itself", *borders, bars=(0, 0, 292, 292)),
             (Shot("reef", 150, pan),),
             finish=_blurred_pillars,
         ),

@@ -147,9 +147,7 @@ class Scene:
         ]
         self.things = [_thing(rng, c, int(height * rng.uniform(0.08, 0.2))) for c in world.things for _ in range(3)]
 
-    def _ground(
-        self, rng: np.random.Generator, world: World, colours: tuple[Colour, ...], top: float, speed: float
-    ) -> Layer:
+    def _ground(self, rng: np.random.Generator, world: World, colours: tuple[Colour, ...], top: float, speed: float) -> Layer:
         import cv2
 
         rows, columns = self.canvas
@@ -239,9 +237,7 @@ def _thing(rng: np.random.Generator, colour: Colour, size: int) -> tuple[Frame, 
     side = 2 * size + 4
     cover = np.zeros((side, side, 3), np.uint8)
     axes = (size, int(size * rng.uniform(0.45, 0.9)))
-    cv2.ellipse(
-        cover, (side // 2, side // 2), axes, float(rng.uniform(-40, 40)), 0, 360, (255, 255, 255), -1, cv2.LINE_AA
-    )
+    cv2.ellipse(cover, (side // 2, side // 2), axes, float(rng.uniform(-40, 40)), 0, 360, (255, 255, 255), -1, cv2.LINE_AA)
     light = 0.55 + 0.9 * texture(rng, side, side, 1.2) * np.linspace(1.2, 0.5, side, dtype=np.float32)[:, None]
     body = np.clip(np.array(colour, np.float32) * light[..., None], 0, 255).astype(np.uint8)
     return cv2.multiply(body, cover, scale=1 / 255), cover  # type: ignore[return-value]

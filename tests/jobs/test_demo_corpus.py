@@ -60,9 +60,7 @@ def test_what_was_asked_for_is_made_and_what_it_needs(corpus: tuple[Path, dict[s
 
 
 def small_film(name: str, *shots: Shot, **more: Any) -> Film:
-    return Film(
-        Truth(name, "a small film"), shots or (Shot("meadow", 20, Camera(pan=3.0)),), **{"size": (320, 192), **more}
-    )
+    return Film(Truth(name, "a small film"), shots or (Shot("meadow", 20, Camera(pan=3.0)),), **{"size": (320, 192), **more})
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -108,16 +106,11 @@ def test_an_encoding_is_what_it_says(tmp_path: Path, film: Film, shape: tuple[in
 
 
 def test_transitions_stand_where_the_pictures_change(tmp_path: Path) -> None:
-    shots = [
-        Shot(world, n, Camera(pan=1.0), seed=2)
-        for world, n in (("meadow", 20), ("dusk", 30), ("snow", 40), ("reef", 30))
-    ]
+    shots = [Shot(world, n, Camera(pan=1.0), seed=2) for world, n in (("meadow", 20), ("dusk", 30), ("snow", 40), ("reef", 30))]
     truth = write_film(tmp_path, small_film("a.mkv", *shots, joins=(Join(), Join("fade", 8), Join("dissolve", 10))))
     assert truth.cut_frames == (20,)
     assert truth.gradual == ((42, 58, "fade"), (80, 90, "dissolve"))
-    small = np.stack(
-        [f.reformat(width=48, height=27, format="rgb24").to_ndarray() for f in opened(tmp_path / "a.mkv")[0]]
-    )
+    small = np.stack([f.reformat(width=48, height=27, format="rgb24").to_ndarray() for f in opened(tmp_path / "a.mkv")[0]])
     change = np.abs(np.diff(small.astype(float), axis=0)).mean(axis=(1, 2, 3))
     assert np.argmax(change) + 1 == 20
     assert small[49:51].mean() < 4 < 20 < small[40].mean(), "black in the middle of the fade"

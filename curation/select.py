@@ -67,7 +67,7 @@ def select(
                         < {literal(threshold(subset.validation_share))} THEN 'validation' ELSE 'train' END END AS split,
                    CASE WHEN reason = 'kept' THEN bucket END AS bucket, bucket_why, NULL AS shard, NULL AS position
             FROM decided ORDER BY clip_id"""
-        chosen = connection.execute(query).to_arrow_table()
+        chosen = connection.sql(query).to_arrow_table()
     return chosen.cast(SELECTION)
 
 

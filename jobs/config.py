@@ -50,7 +50,11 @@ class Config(BaseModel):
         tree = self.model_dump(mode="json")
         subsets = {s["name"]: s for s in tree["subsets"]}
         gates = {} if self.score_all else {n: {k: s[k] for k in RULE_LISTS} for n, s in subsets.items()}
-        measured = {k: tree[k] for k in ("seed", "score_all", "shots", "clips", "frames", "text", "aesthetic")}
+        measured = {k: tree[k] for k in ("seed", "score_all", "shots", "clips", "frames")}
+        for scorer in (self.text, self.aesthetic):
+            measured[scorer.__class__.__name__.removesuffix("Config").lower()] = scorer.model_dump(
+                mode="json", exclude=set(scorer.RESOURCES)
+            )
         return {
             "analyze": {**measured, "gates": gates},
             "select": {"seed": self.seed, "subsets": subsets, "shards": tree["shards"]},

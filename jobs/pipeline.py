@@ -11,8 +11,9 @@ after any kind of death goes on where it stopped. Near-duplicates, concepts and 
 from collections.abc import Sequence
 from pathlib import Path
 
-from curation import engine, run_folder, sources, storage
+from curation import engine, rules, run_folder, sources, storage
 from curation.errors import ConfigError
+from filters import aesthetic, text
 from jobs import analyze, produce, selecting
 from jobs.config import Config
 from jobs.events import Events, log
@@ -82,14 +83,11 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
 
 def check(config: Config) -> None:
     """Refuse a config that names what this machine lacks, before any work."""
-    from curation import rules
-    from filters import aesthetic, shots, text
-
     for subset in config.subsets:
         rules.check(subset, unconfigured(config))
-    shots.check(config.shots)
     text.check(config.text)
     aesthetic.check(config.aesthetic)
+    analyze.stages(config)
 
 
 def unconfigured(config: Config) -> dict[str, str]:

@@ -5,7 +5,6 @@ that call only; the next call starts a fresh child. A child never outlives its p
 """
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -26,9 +25,9 @@ from curation.media import MediaLimits
 
 P = ParamSpec("P")
 T = TypeVar("T")
-PR_SET_PDEATHSIG = 1
 POLL_S = 0.25
 BEAT_EVERY_S = 0.5
+START_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,16 @@ class Child:
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
                 )
             self._pipe = Connection(ours.detach())
+            self._wait_until_ready(self._pipe)
         return self._process, self._pipe
+
+    def _wait_until_ready(self, pipe: Connection) -> None:
+        """Let the interpreter start: on a busy machine that takes longer than a short `stall_s`."""
+        try:
+            if not pipe.poll(START_S) or pipe.recv() != ("ready",):
+                raise SourceError("crashed", f"the decoding process did not start within {START_S:g} s")
+        except (EOFError, ConnectionResetError):
+            raise SourceError("crashed", "the decoding process could not start") from None
 
     def _answer(self, process: subprocess.Popen[bytes], pipe: Connection) -> tuple[str, Any, Usage]:
         began = heard = time.monotonic()
@@ -151,9 +159,11 @@ def _resident_mb(pid: int) -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def _die_with(parent: int, descriptor: int) -> None:
-    """Ask the kernel for SIGKILL when the parent's thread ends, and watch for the parent itself besides."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with(parent: int) -> None:
+    """End this process when its parent is gone, however the parent ended.
+
+    The kernel's own signal (PR_SET_PDEATHSIG) is no use: it comes when the parent's *thread* ends.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -164,9 +174,10 @@ def _die_with(parent: int, descriptor: int) -> None:
 
 
 def _serve(descriptor: int, parent: int) -> None:
-    _die_with(parent, descriptor)
+    _die_with(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe = _beats.pipe = Connection(descriptor)
+    pipe.send(("ready",))
     while True:
         try:
             function, args, kwargs = pipe.recv()

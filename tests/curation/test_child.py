@@ -1,0 +1,111 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from curation import child
+from curation.errors import SourceError
+from curation.media import MediaLimits
+
+QUICK = MediaLimits(stall_s=3.0, source_s=8.0, memory_mb=400)
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def refuse() -> None:
+    raise SourceError("not_media", "no film")
+
+
+def blunder() -> None:
+    raise ZeroDivisionError("oops")
+
+
+def hang() -> None:
+    time.sleep(60)
+
+
+def work_for(seconds: float) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.05)
+        child.beat()
+    return "done"
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def swell() -> None:
+    held = []
+    for _ in range(40):
+        held.append(b"x" * 50_000_000)
+        time.sleep(0.05)
+
+
+def burn() -> None:
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+
+
+@pytest.fixture
+def worker() -> "child.Child":  # type: ignore[misc]
+    made = child.Child(QUICK)
+    yield made
+    made.close()
+
+
+def test_results_and_errors_come_back(worker: child.Child) -> None:
+    assert worker.call(double, 21)[0] == 42
+    with pytest.raises(SourceError, match="not_media: no film"):
+        worker.call(refuse)
+    with pytest.raises(SourceError, match="internal: ZeroDivisionError: oops"):
+        worker.call(blunder)
+    assert worker.call(double, 4)[0] == 8
+
+
+def test_the_cost_is_the_childs_own(worker: child.Child) -> None:
+    _, usage = worker.call(burn)
+    assert 0.25 < usage.cpu_s < 1.0
+    assert usage.peak_mb > 5
+
+
+@pytest.mark.parametrize("what,code", [(hang, "timeout"), (crash, "crashed"), (swell, "memory")])
+def test_what_kills_the_child_costs_that_call_only(worker: child.Child, what: object, code: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        worker.call(what)  # type: ignore[arg-type]
+    assert caught.value.code == code
+    assert worker.call(double, 5)[0] == 10
+
+
+def test_progress_keeps_it_alive_up_to_the_whole_limit(worker: child.Child) -> None:
+    assert worker.call(work_for, 4.0)[0] == "done"
+    with pytest.raises(SourceError, match=r"limits\.source_s"):
+        worker.call(work_for, 30.0)
+
+
+def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+    code = (
+        "import time; from curation.child import Child; from curation.media import MediaLimits;"
+        "from tests.curation.test_child import double;"
+        "c = Child(MediaLimits()); c.call(double, 1); print(c._process.pid, flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).parent.parent.parent
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert Path(f"/proc/{pid}").exists()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()

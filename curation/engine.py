@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from curation.errors import ConfigError
+from curation.errors import ConfigError, StageError
 
 Item = dict[str, Any]
 
@@ -113,7 +113,7 @@ def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what a worker raised is said once, by us
     context.execution_options.preserve_order = False
     # Blocks are given as they are (no read task competes for CPUs); one item a block spreads items evenly.
     blocks = min(len(items), 20_000)
@@ -129,8 +129,18 @@ def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> 
             num_gpus=step.pool.gpus or None,
             memory=int(step.pool.memory_gb * 2**30) if step.pool.memory_gb else None,
         )
-    for row in dataset.iter_rows():
-        yield row["payload"]
+    try:
+        for row in dataset.iter_rows():
+            yield row["payload"]
+    except ray.exceptions.RayError as error:
+        raise StageError("stage_failed", _cause(error)) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The worker's own exception, in one line, out of the traceback that Ray wraps it in."""
+    own = str(error).split("The above exception was the direct cause", 1)[0]
+    lines = [line.strip() for line in own.splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def start_ray(config: EngineConfig) -> None:

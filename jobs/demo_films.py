@@ -241,7 +241,7 @@ def _bad_films() -> list[Film]:
             (Shot("dusk", 150, Camera(pan=0.06), things=0),),
         ),
         Film(
-            bad("bad/tiny_160x120.mp4", "Far too few pixels", "height", "width", has_text=None),
+            bad("bad/tiny_160x120.mp4", "Too few pixels", "height", "width", has_text=None, status=("ok", "rejected")),
             (Shot("snow", 150, Camera(pan=1.0)),),
             size=(160, 120),
         ),

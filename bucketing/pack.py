@@ -1,7 +1,6 @@
 """*Pack*: a shard from byte ranges of the units' cuts, by plan. One idempotent task; the index, last, is its commit."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,95 +8,128 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bucketing.cut import Made
-from bucketing.shard_format import FORMAT_VERSION, INDEX, TarWriter
+from bucketing.shard_format import CAPTION, INDEX, STORY, Facts, TarWriter, story
 from curation import storage
+from curation.errors import StageError
 from curation.tables import PRODUCED
 
 CUTS = pa.schema(
     [
         *INDEX,
-        ("extension", pa.string()),
         ("status", pa.string()),
         ("error_code", pa.string()),
         ("error_message", pa.string()),
+        ("first_frame", pa.int64()),
+        ("last_frame", pa.int64()),
+        ("crop", pa.list_(pa.int32())),
+        ("off_s", pa.float64()),
     ]
 )
-"""The index of a unit's cuts, `cuts/<unit>.parquet` beside `cuts/<unit>.tar`."""
+"""The index of a unit's cuts, `cuts/<unit>.parquet` beside `cuts/<unit>.tar`: one row a planned sample, made or not."""
+
+SHOWN = ("first_frame", "last_frame", "crop", "off_s")
+"""What a sample shows of its source, passed on to its `.json`."""
+
+Describe = Callable[[str, str], tuple[dict[str, Any], str | None]]
+"""(unit, clip_id) -> what is known of the clip, and its caption."""
 
 
-def write_cuts(run: str, unit: str, made: Iterator[tuple[Made, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Commit a unit's cuts: the tar as they come, then its index. Each comes with its `frames, fps, width, height`."""
+def cut_keys(run: str, unit: str) -> set[str]:
+    """Keys of the samples that a unit's cuts speak of, made or not; empty where there are none yet."""
+    if not storage.exists(_place(run, unit, "parquet")):
+        return set()
+    return set(_cuts(run, unit))
+
+
+def write_cuts(run: str, unit: str, made: Iterable[tuple[Made, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Commit a unit's cuts: the tar as they come, then its index. Each comes with its `frames, fps, width, height`.
+
+    An index of older cuts goes first: it must never speak of another tar.
+    """
+    storage.remove(_place(run, unit, "parquet"))
     rows: list[dict[str, Any]] = []
-    with storage.committed(storage.join(run, "cuts", f"{unit}.tar")) as out:
+    with storage.committed(_place(run, unit, "tar")) as out:
         tar = TarWriter(out)
         for cut, facts in made:
-            if cut.file is None:
-                error = {"error_code": cut.error_code, "error_message": cut.error_message}
-                rows.append({"key": cut.key, "status": "error", **error})
-                continue
-            extension = cut.file.rsplit(".", 1)[-1]
-            row = tar.add(cut.key, extension, Path(cut.file).read_bytes(), **facts)
-            rows.append({**row, "extension": extension, "status": "ok"})
+            rows.append(_cut_row(tar, cut, Facts(**facts)))
         tar.close()
-    storage.write_table(storage.join(run, "cuts", f"{unit}.parquet"), storage.rows_table(rows, CUTS))
+    storage.write_table(_place(run, unit, "parquet"), storage.rows_table(rows, CUTS))
     return rows
 
 
 def pack_shard(
-    run: str,
-    subset: str,
-    shard: str,
-    samples: Sequence[Mapping[str, Any]],
-    describe: Callable[[str, str], tuple[dict[str, Any], str | None]],
+    run: str, subset: str, shard: str, samples: Sequence[Mapping[str, Any]], describe: Describe
 ) -> dict[str, Any]:
     """Write one shard, its rows of `produced/`, and last its index. `shard` is `<split>/<bucket>/shard-000000`.
 
-    `samples` come in the order of the plan, each with `clip_id`, `unit` and `key`, its name among the unit's cuts.
-    `describe(unit, clip_id)` gives what is known of a clip and its caption. A planned sample whose cut failed is left
-    out of the shard and said in `produced/` with its code.
+    `samples` come in the order of the plan, each with `clip_id`, `unit` and `key`, its name among the unit's cuts. A
+    planned sample whose cut failed is left out of the shard and said in `produced/` with its code. A shard that has its
+    index is not written again. Raises StageError where a cut's bytes are not the ones its index speaks of.
     """
-    cuts = {unit: _cuts(run, unit) for unit in sorted({s["unit"] for s in samples})}
-    produced = []
     place = storage.join(run, "shards", subset, shard)
+    report = storage.join(run, "produced", subset, f"{shard.replace('/', '--')}.parquet")
+    if storage.exists(f"{place}.parquet") and storage.exists(report):
+        return _said(subset, shard, _read(report))
+    cuts = {unit: _cuts(run, unit) for unit in sorted({s["unit"] for s in samples})}
+    bucket = shard.split("/")[1]
+    produced = []
     with storage.committed(f"{place}.tar") as out:
         tar = TarWriter(out)
         for sample in samples:
             cut = cuts[sample["unit"]].get(sample["key"])
-            produced.append(_add(tar, run, sample, cut, describe) | {"shard": shard, "bucket": shard.split("/")[1]})
+            produced.append(_add(tar, run, sample, cut, describe) | {"shard": shard, "bucket": bucket})
         tar.close()
-    name = shard.replace("/", "--")
-    table = storage.rows_table(produced, PRODUCED)
-    storage.write_table(storage.join(run, "produced", subset, f"{name}.parquet"), table)
+    storage.write_table(report, storage.rows_table(produced, PRODUCED))
     storage.write_table(f"{place}.parquet", tar.index())
-    written = [row for row in produced if row["status"] == "ok"]
-    return {"subset": subset, "shard": shard, "samples": len(written), "failed": len(produced) - len(written)}
+    return _said(subset, shard, produced)
+
+
+def _said(subset: str, shard: str, produced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    written = sum(row["status"] == "ok" for row in produced)
+    return {"subset": subset, "shard": shard, "samples": written, "failed": len(produced) - written}
+
+
+def _place(run: str, unit: str, suffix: str) -> str:
+    return storage.join(run, "cuts", f"{unit}.{suffix}")
+
+
+def _read(url: str) -> list[dict[str, Any]]:
+    with storage.open_read(url) as file:
+        return pq.read_table(file).to_pylist()  # type: ignore[no-any-return]
 
 
 def _cuts(run: str, unit: str) -> dict[str, dict[str, Any]]:
-    with storage.open_read(storage.join(run, "cuts", f"{unit}.parquet")) as file:
-        return {row["key"]: row for row in pq.read_table(file).to_pylist()}
+    return {row["key"]: row for row in _read(_place(run, unit, "parquet"))}
+
+
+def _cut_row(tar: TarWriter, cut: Made, facts: Facts) -> dict[str, Any]:
+    """Append one cut to the unit's tar; its row of `CUTS`."""
+    if cut.file is None or cut.shown is None:
+        return {"key": cut.key, "status": "error", "error_code": cut.error_code, "error_message": cut.error_message}
+    file = Path(cut.file)
+    row = tar.add(cut.key, file.suffix[1:], file.read_bytes(), facts)
+    file.unlink()
+    return {**row, "status": "ok", **vars(cut.shown)}
 
 
 def _add(
-    tar: TarWriter,
-    run: str,
-    sample: Mapping[str, Any],
-    cut: Mapping[str, Any] | None,
-    describe: Callable[[str, str], tuple[dict[str, Any], str | None]],
+    tar: TarWriter, run: str, sample: Mapping[str, Any], cut: Mapping[str, Any] | None, describe: Describe
 ) -> dict[str, Any]:
     """Append one sample; its row of `produced`."""
     key, unit = sample["clip_id"], sample["unit"]
-    if cut is None or cut["status"] != "ok":
-        code, message = (cut["error_code"], cut["error_message"]) if cut else ("frames_missing", "the unit has no such cut")
-        return {"clip_id": key, "status": "error", "error_code": code, "error_message": message}
-    data = storage.read_bytes(storage.join(run, "cuts", f"{unit}.tar"), cut["offset"], cut["size"])
-    facts = {k: cut[k] for k in ("frames", "fps", "width", "height")}
+    if cut is None:
+        return {"clip_id": key, "status": "error", "error_code": "stage_failed", "error_message": f"cuts/{unit} has no {key}"}
+    if cut["status"] != "ok":
+        return {"clip_id": key} | {name: cut[name] for name in ("status", "error_code", "error_message")}
+    data = storage.read_bytes(_place(run, unit, "tar"), cut["offset"], cut["size"])
+    facts = Facts(cut["frames"], cut["fps"], cut["width"], cut["height"])
+    row = tar.add(key, cut["member"].rsplit(".", 1)[-1], data, facts)
+    if row["sha256"] != cut["sha256"]:
+        raise StageError("stage_failed", f"cuts/{unit}.tar holds other bytes of {cut['member']} than its index says")
     known, caption = describe(unit, key)
-    row = tar.add(key, cut["extension"], data, **facts)
-    story = {"format_version": FORMAT_VERSION, **known, "sample": {**facts, "sha256": cut["sha256"], "audio": "dropped"}}
-    tar.add(key, "json", json.dumps(story, sort_keys=True, ensure_ascii=False).encode(), **facts)
+    tar.add(key, STORY, story(known, {**vars(facts), **{name: cut[name] for name in ("sha256", *SHOWN)}}), facts)
     if caption:
-        tar.add(key, "txt", caption.encode(), **facts)
+        tar.add(key, CAPTION, caption.encode(), facts)
     return {
         "clip_id": key,
         "status": "ok",

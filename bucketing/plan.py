@@ -1,8 +1,5 @@
 """The plan: which kept clip goes to which shard, in which order. A pure function of the selection and the seed."""
 
-import hashlib
-
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -19,7 +16,7 @@ class ShardConfig(BaseModel):
 
 
 def next_shards(previous: pa.Table) -> dict[str, int]:
-    """`<split>/<bucket>` -> number of the first shard that no earlier selection uses."""
+    """`<split>/<bucket>` -> number of the first shard that no earlier selection uses. Old shards are never filled up."""
     taken: dict[str, int] = {}
     for shard in pc.unique(previous["shard"].drop_null()).to_pylist():
         group, number = shard.rsplit("/shard-", 1)
@@ -28,24 +25,24 @@ def next_shards(previous: pa.Table) -> dict[str, int]:
 
 
 def assign(selection: pa.Table, seed: int, config: ShardConfig, first: dict[str, int]) -> pa.Table:
-    """Fill `shard` (`<split>/<bucket>/shard-000000`) and `position` of the kept rows; the order of rows is kept.
+    """Fill `shard` (`<split>/<bucket>/shard-000000`) and `position` of the kept rows, sorted by clip_id.
 
-    Within a split and bucket clips are ordered by a hash of seed and clip id, so that a shard mixes sources.
+    Within a split and bucket clips are ordered by a 128-bit hash of seed and clip id, so that a shard mixes sources, and
+    the order of the rows given does not matter. `first` is what `next_shards` says. One SQL: millions of rows are seconds.
     """
-    kept = np.flatnonzero(selection["kept"].to_numpy(zero_copy_only=False))
-    rows = selection.take(kept)
-    keys = [hashlib.md5(f"{seed}/order/{c}".encode(), usedforsecurity=False).digest() for c in rows["clip_id"].to_pylist()]
-    groups = np.array([f"{s}/{b}" for s, b in zip(rows["split"].to_pylist(), rows["bucket"].to_pylist(), strict=True)])
-    order = np.lexsort((np.array(keys, dtype="S16"), groups)) if len(kept) else np.array([], dtype=np.int64)
-    shards: list[str | None] = [None] * selection.num_rows
-    positions: list[int | None] = [None] * selection.num_rows
-    present, starts = np.unique(groups[order], return_index=True) if len(kept) else ([], [])
-    for group, start, end in zip(present, starts, [*starts[1:], len(order)], strict=True):
-        for rank, at in enumerate(order[start:end]):
-            row = int(kept[at])
-            number = first.get(str(group), 0) + rank // config.samples
-            shards[row] = f"{group}/shard-{number:06d}"
-            positions[row] = rank % config.samples
-    shard, position = (selection.schema.get_field_index(name) for name in ("shard", "position"))
-    filled = selection.set_column(shard, "shard", pa.array(shards, pa.string()))
-    return filled.set_column(position, "position", pa.array(positions, pa.int64()))
+    import duckdb
+
+    others = ", ".join(f's."{name}"' for name in selection.schema.names if name not in ("shard", "position"))
+    taken = pa.table({"grp": pa.array(list(first), pa.string()), "first": pa.array(list(first.values()), pa.int64())})
+    query = f"""
+        WITH ranked AS (SELECT clip_id, split || '/' || bucket AS grp, row_number() OVER (
+                PARTITION BY split, bucket ORDER BY md5(concat('{seed:d}/order/', clip_id)), clip_id) - 1 AS place
+            FROM selection WHERE kept)
+        SELECT {others}, r.grp || printf('/shard-%06d', coalesce(t.first, 0) + r.place // {config.samples:d}) AS shard,
+               r.place % {config.samples:d} AS position
+        FROM selection s LEFT JOIN ranked r USING (clip_id) LEFT JOIN taken t USING (grp) ORDER BY s.clip_id"""
+    with duckdb.connect(config={"threads": 1}) as connection:
+        connection.register("selection", selection)
+        connection.register("taken", taken)
+        assigned = connection.sql(query).to_arrow_table()
+    return assigned.select(selection.schema.names).cast(selection.schema)

@@ -45,6 +45,7 @@ class Child:
         self.limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._calls = 0
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, Usage]:
         """`function(*args)` in the child, and what it cost.
@@ -53,11 +54,15 @@ class Child:
         function becomes SourceError internal.
         """
         process, pipe = self._running()
+        self._calls += 1
         try:
-            pipe.send((function, args, kwargs))
-            kind, value, usage = self._answer(process, pipe)
+            pipe.send((self._calls, function, args, kwargs))
+            number, kind, value, usage = self._answer(process, pipe)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise SourceError("crashed", self._death(process)) from None
+        if number != self._calls:
+            self.close()
+            raise SourceError("crashed", "the decoding process answered another call")
         if kind == "error":
             raise SourceError(*value)
         return value, usage
@@ -97,7 +102,7 @@ class Child:
         except (EOFError, ConnectionResetError):
             raise SourceError("crashed", "the decoding process could not start") from None
 
-    def _answer(self, process: subprocess.Popen[bytes], pipe: Connection) -> tuple[str, Any, Usage]:
+    def _answer(self, process: subprocess.Popen[bytes], pipe: Connection) -> tuple[int, str, Any, Usage]:
         began = heard = time.monotonic()
         while True:
             if pipe.poll(POLL_S):
@@ -180,7 +185,7 @@ def _serve(descriptor: int, parent: int) -> None:
     pipe.send(("ready",))
     while True:
         try:
-            function, args, kwargs = pipe.recv()
+            number, function, args, kwargs = pipe.recv()
         except EOFError:
             return
         with contextlib.suppress(OSError):
@@ -196,7 +201,7 @@ def _serve(descriptor: int, parent: int) -> None:
             kind, value = "error", ("internal", f"{type(error).__name__}: {error}")
         after = resource.getrusage(resource.RUSAGE_SELF)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        pipe.send((kind, value, Usage(cpu, _peak_mb())))
+        pipe.send((number, kind, value, Usage(cpu, _peak_mb())))
 
 
 def _peak_mb() -> float:

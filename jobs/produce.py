@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from bucketing import buckets
 from bucketing.cut import Cut, EncodeConfig, Made, Turn, cut_image, cut_video
-from bucketing.pack import pack_shard, write_cuts
+from bucketing.pack import cut_keys, pack_shard, write_cuts
 from curation import storage
 from curation.child import Child, shared
 from curation.engine import Item, Step
@@ -41,12 +41,20 @@ def missing(run: str, config: Config) -> Missing:
             if storage.join(run, "shards", subset.name, shard) in done:
                 continue
             for sample in samples:
-                sample["key"] = f"{sample['clip_id']}-{subset.bucket_class}"
+                sample["key"] = cut_key(sample["clip_id"], subset.bucket_class)
                 wanted[sample["unit"]].add((sample["clip_id"], subset.bucket_class))
             shards.append({"subset": subset.name, "shard": shard, "samples": samples})
-    have = {name.removesuffix(".parquet") for name in storage.names(storage.join(run, "cuts"), ".parquet")}
-    cuts = [{"unit": unit, "clips": sorted(wanted[unit])} for unit in sorted(wanted) if unit not in have]
+    cuts = [
+        {"unit": unit, "clips": sorted(clips)}
+        for unit, clips in sorted(wanted.items())
+        if not {cut_key(*clip) for clip in clips} <= cut_keys(run, unit)
+    ]
     return Missing(cuts, shards)
+
+
+def cut_key(clip_id: str, bucket_class: int) -> str:
+    """A sample's name among its unit's cuts: subsets of one bucket class share it."""
+    return f"{clip_id}-{bucket_class}"
 
 
 def _unit_of_source(run: str) -> dict[str, str]:
@@ -169,7 +177,7 @@ def _cut(clip: Mapping[str, Any], times: Sequence[float] | None, bucket_class: i
     start, end = clip["start_frame"], clip["end_frame"]
     own = np.asarray(times[start:end] if times else [0.0], dtype=np.float64)
     choice = buckets.choose(clip, bucket_class)
-    return Cut(f"{clip['clip_id']}-{bucket_class}", start, end, own, clip["end_s"], choice)
+    return Cut(cut_key(clip["clip_id"], bucket_class), start, end, own, clip["end_s"], choice)
 
 
 def _facts(cut: Cut) -> dict[str, Any]:

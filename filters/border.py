@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from filters.planes import Plane
 
-LINES = 160
-"""Pixels looked at across a row or column: more say nothing new."""
+LINES = 100
+"""Pixels looked at across a row or column, at least: more say nothing new."""
+SCAN_LINES = 32
 SOLID_LEVELS = 12
 """A row is solid while at most 1 in 50 of its pixels is further than this from the colour of the edge."""
 STEP_LEVELS = 10
@@ -24,6 +24,8 @@ LINE = 0.4
 """Least share of a line's pixels that step for the line to be a border."""
 LONE_LINE = 0.75
 """The same for a bar without a partner on the other side."""
+LONE_FRAC = 0.03
+"""Least width of such a bar, as a share of the side."""
 SOFT = 0.35
 """Blurred pillars have at most this share of the detail of the picture between them."""
 LARGEST = 0.45
@@ -54,8 +56,8 @@ class Sample:
 
 def look(luma: Plane) -> Sample:
     """Examine one full-resolution luma plane (stored orientation)."""
-    rows = luma[:, :: max(1, luma.shape[1] // LINES)].astype(np.int16)
-    columns = luma[:: max(1, luma.shape[0] // LINES)].T.astype(np.int16)
+    rows = np.ascontiguousarray(luma[:, :: max(1, luma.shape[1] // LINES)])
+    columns = np.ascontiguousarray(luma[:: max(1, luma.shape[0] // LINES)].T)
     sides = [_scan(rows), _scan(rows[::-1]), _scan(columns), _scan(columns[::-1])]
     solid = Bars(*(s[0] for s in sides))
     blurred = Bars()
@@ -64,22 +66,35 @@ def look(luma: Plane) -> Sample:
     return Sample(solid, (sides[0][1], sides[1][1], sides[2][1], sides[3][1]), blurred)
 
 
-def _scan(lines: NDArray[np.int16]) -> tuple[int, float]:
+def _scan(lines: Plane) -> tuple[int, float]:
     """Scan lines from the edge inwards: how many are of the edge's colour, and the share of pixels that step there."""
-    colour = np.median(lines[:2])
-    off = np.abs(lines - colour) > SOLID_LEVELS
-    busy = np.count_nonzero(off, axis=1) > lines.shape[1] // 50
-    if not busy.any():
-        return len(lines), 0.0
-    end = int(np.argmax(busy))
-    inner = lines[min(end + 2, len(lines) - 1)] - colour
-    return end, float(np.mean(np.abs(inner) > STEP_LEVELS))
+    colour = int(np.median(lines[:2]))
+    end = len(lines)
+    for start in range(0, len(lines), SCAN_LINES):
+        off = _distance(lines[start : start + SCAN_LINES], colour) > SOLID_LEVELS
+        busy = np.count_nonzero(off, axis=1) > lines.shape[1] // 50
+        if busy.any():
+            end = start + int(np.argmax(busy))
+            break
+    if end == len(lines):
+        return end, 0.0
+    at = min(end + 2, len(lines) - 1)
+    inner = _distance(lines[at : at + 1], colour)
+    return end, float(np.mean(inner > STEP_LEVELS))
 
 
-def _blurred(lines: NDArray[np.int16]) -> tuple[int, int]:
+def _distance(a: Plane, b: Plane | int) -> Plane:
+    """Absolute difference of 8-bit pictures, or of a picture and a level."""
+    import cv2
+
+    other = np.full_like(a, b) if isinstance(b, int) else b
+    return cv2.absdiff(a, other).astype(np.uint8, copy=False)
+
+
+def _blurred(lines: Plane) -> tuple[int, int]:
     """Widths of two bars of blurred picture: a pair of straight lines about the middle, much less detail outside."""
     count = len(lines)
-    step = np.mean(np.abs(lines[1:] - lines[:-1]) > STEP_LEVELS, axis=1)
+    step = np.count_nonzero(_distance(lines[1:], lines[:-1]) > STEP_LEVELS, axis=1) / lines.shape[1]
     largest = int(count * LARGEST)
     near, far = step[:largest], step[::-1][:largest]
     # The two may be off by a pixel or two: take the best of the neighbours.
@@ -89,16 +104,18 @@ def _blurred(lines: NDArray[np.int16]) -> tuple[int, int]:
     best = int(np.argmax(pair)) if len(pair) else 0
     if not best or pair[best] < LINE:
         return 0, 0
-    low = best + 1
     start = max(0, best - 2)
-    high = start + int(np.argmax(step[::-1][start : best + 3])) + 1
-    detail = np.abs(np.diff(lines, axis=1)).mean(axis=1)
+    low, high = best + 1, start + int(np.argmax(step[::-1][start : best + 3])) + 1
+    return (low, high) if _softer_outside(lines, low, high) else (0, 0)
+
+
+def _softer_outside(lines: Plane, low: int, high: int) -> bool:
+    """Whether there is much less detail in the first `low` and the last `high` lines than between them."""
+    detail = _distance(lines[:, 1:], lines[:, :-1]).mean(axis=1)
     margin = 4
-    outside = np.concatenate([detail[: low - margin], detail[count - high + margin :]])
-    inside = detail[low + margin : count - high - margin]
-    if not len(outside) or not len(inside) or inside.mean() < 1.0 or outside.mean() > SOFT * inside.mean():
-        return 0, 0
-    return low, high
+    outside = np.concatenate([detail[: low - margin], detail[len(lines) - high + margin :]])
+    inside = detail[low + margin : len(lines) - high - margin]
+    return bool(len(outside) and len(inside) and inside.mean() >= 1.0 and outside.mean() <= SOFT * inside.mean())
 
 
 def of_one(sample: Sample) -> Bars:
@@ -107,19 +124,36 @@ def of_one(sample: Sample) -> Bars:
     return Bars(*clear) if any(clear) else sample.blurred
 
 
-def agree(samples: Sequence[Sample], height: int, width: int) -> Bars:
-    """The bars that the frames of a clip agree on, in stored pixels; none where no frame shows a border."""
-    sizes = (height, height, width, width)
-    if all(s.solid[0] >= height for s in samples):
-        return Bars()
-    found = [_side(samples, i, sizes[i]) for i in range(4)]
-    widths = [width for width, _ in found]
-    for i, partner in enumerate((1, 0, 3, 2)):
-        if widths[i] and not found[partner][0] and found[i][1] < LONE_LINE:
-            widths[i] = 0
-    if any(widths):
-        return Bars(*widths)
+def agree(samples: Sequence[Sample], height: int, width: int, usual: Bars | None = None) -> Bars:
+    """The bars that the frames of a clip agree on, in stored pixels; none where no frame shows a border.
+
+    `usual` is what the whole source agrees on: a clip too dark to show the border has it there too, unless a frame has
+    picture in the place.
+    """
+    found = Bars(*_pair(samples, 0, height), *_pair(samples, 2, width))
+    if usual is not None:
+        known = [_usual(samples, i, found[i], usual[i]) for i in range(4)]
+        found = Bars(*known)
+    if any(found):
+        return found
     return Bars(*_blurred_pair(samples, 0), *_blurred_pair(samples, 2))
+
+
+def _usual(samples: Sequence[Sample], side: int, found: int, usual: int) -> int:
+    """A side's bar as in the whole source, where the clip itself shows no border and no picture in its place."""
+    if found or not usual or any(s.blurred[side] for s in samples):
+        return found
+    return usual if min(s.solid[side] for s in samples) >= usual - 2 else 0
+
+
+def _pair(samples: Sequence[Sample], first: int, size: int) -> tuple[int, int]:
+    """Two opposite solid bars; one alone must be clearer and larger, for straight edges at one side are common."""
+    (near, near_line), (far, far_line) = (_side(samples, side, size) for side in (first, first + 1))
+    if near and not far and (near_line < LONE_LINE or near < LONE_FRAC * size):
+        near = 0
+    if far and not near and (far_line < LONE_LINE or far < LONE_FRAC * size):
+        far = 0
+    return near, far
 
 
 def _side(samples: Sequence[Sample], side: int, size: int) -> tuple[int, float]:

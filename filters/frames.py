@@ -17,7 +17,7 @@ class FramesConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     every_s: float = Field(default=0.5, gt=0)
-    """Least spacing of the samples; a quarter of `clips.min_s` where that is longer."""
+    """Least spacing of the samples; `clips.min_s` / `per_clip` where that is longer."""
     per_clip: int = Field(default=3, ge=2, le=4)
     """Frames kept for each clip, as far as it has as many samples."""
     long_side: int = Field(default=640, ge=64, le=4096)
@@ -44,7 +44,7 @@ class Spill:
         """Encode and append a picture (H, W, 3); returns (offset, size). Raises SourceError disk."""
         import cv2
 
-        done, jpeg = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.quality])
+        done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, self.quality])
         assert done, "a picture that OpenCV cannot encode"
         place = (self.end, len(jpeg))
         try:

@@ -38,8 +38,8 @@ class MeasureConfig(BaseModel):
 
     @property
     def every_s(self) -> float:
-        """Spacing of the sampled frames: short enough that the shortest clip has some to choose from."""
-        return max(self.frames.every_s, self.clips.min_s / 4)
+        """Spacing of the sampled frames: so dense that the shortest clip has `frames.per_clip`."""
+        return max(self.frames.every_s, self.clips.min_s / self.frames.per_clip)
 
 
 @dataclass
@@ -77,11 +77,7 @@ def _conclude(meter: Meter, row: dict[str, Any], config: MeasureConfig, decode_e
     series = meter.series()
     times = series["time_s"]
     end_s = float(times[-1]) + _last_duration_s(times, row["fps"])
-    cuts = shots.find_cuts(
-        series["cut_score"], series["picture_change"], meter.fps, config.shots, series["shot_probability"]
-    )
-    gradual = shots.find_gradual(series["blend_residual"], series["luma_std"], cuts, meter.fps, config.shots)
-    cuts = [c for c in cuts if not any(g["start"] < c < g["end"] for g in gradual)]
+    cuts, gradual = shots.boundaries(series, meter.fps, config.shots)
     updates = {
         "frames": len(times),
         "is_vfr": is_vfr(times),
@@ -92,13 +88,14 @@ def _conclude(meter: Meter, row: dict[str, Any], config: MeasureConfig, decode_e
         "cut_times_s": [float(times[c]) for c in cuts],
         "gradual": gradual,
     }
+    usual = border.agree([s.bars for s in meter.sampled], *meter.shape)
     clips, frames = [], []
     for span in spans(times, cuts, gradual, end_s, config.clips, f"{config.seed}:{row['source_id']}"):
         edges = (float(times[span[0]]), float(times[span[1]]) if span[1] < len(times) else end_s)
         clip = _clip(row | updates, span, edges)
         clip |= _motion_scores(series, span, edges, end_s, meter.fps, cuts, gradual)
         inside = _inside(meter.sampled, span)
-        clip |= _still_scores(inside, meter.shape, row)
+        clip |= _still_scores(inside, meter.shape, row, usual)
         clips.append(clip)
         chosen = set(choose([s.frame for s in inside], span, config.frames.per_clip))
         frames += [_kept(clip, s, float(times[s.frame]), meter.spill) for s in inside if s.frame in chosen]
@@ -169,16 +166,16 @@ def _inside(sampled: Sequence[Sampled], span: Span) -> list[Sampled]:
     return [s for s in sampled if span[0] <= s.frame < span[1]]
 
 
-def _still_scores(sampled: Sequence[Sampled], shape: tuple[int, int], row: dict[str, Any]) -> dict[str, float | None]:
+def _still_scores(
+    sampled: Sequence[Sampled], shape: tuple[int, int], row: dict[str, Any], usual: border.Bars | None = None
+) -> dict[str, float | None]:
     """Bars that the clip's samples agree on, in displayed pixels, and the medians of its samples' quality."""
     if not sampled:
         return {}
     height, width = row["height"], row["width"]
-    stored = border.agree([s.bars for s in sampled], *shape)
+    stored = border.agree([s.bars for s in sampled], *shape, usual)
     bars = border.displayed(stored, *shape, height, width, row["rotation"] or 0)
-    scores: dict[str, float | None] = {
-        f"border_{side}_px": float(w) for side, w in zip(bars._fields, bars, strict=True)
-    }
+    scores: dict[str, float | None] = {f"border_{side}_px": float(w) for side, w in zip(bars._fields, bars, strict=True)}
     scores["border_frac"] = border.border_frac(bars, height, width)
     for name in ("sharpness", "exposure", "colorfulness", "blockiness"):
         scores[f"quality_{name}"] = float(np.median([getattr(s.quality, name) for s in sampled]))

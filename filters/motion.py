@@ -16,22 +16,22 @@ Series = NDArray[np.float32]
 
 VMAF_KERNEL = np.array([3571, 16004, 26386, 16004, 3571], np.float32) / 65536
 """The 5-tap filter of FFmpeg's libavfilter/vf_vmafmotion.c."""
-FIXED_POINT = 8
-"""Fraction steps of one level kept, per direction, in the 16-bit blur: 255 x 8 x 8 still fits."""
+FIXED_POINT = 128
+"""Steps of one level kept in the 16-bit blur, as in the filter: 255 x 128 still fits."""
 
 FLOW_HZ = 12
 """Pairs of frames whose flow is measured, a second: longer steps lift small motion above the flow's own error."""
 BLOCK = 4
 TEXTURE = 16.0
 """Least |Sobel| sum of a block whose flow is trusted; a flat block has none to speak of."""
-NOISE_LEVELS = 1.0
+NOISE_LEVELS = 0.35
 """A block that changed by less than this, in levels, did not move: coding noise."""
 REFERENCE_SHORT_SIDE = 720
 
 CHANGE_S = 0.25
 """Visible change is looked for between frames this far apart: repeated frames and slow motion then count alike."""
 CHANGE_LEVELS = 4
-STATIC_FRAC = 0.002
+STATIC_FRAC = 0.005
 """A pair with fewer visibly changed pixels than this share is static."""
 
 JITTER_CONTENT = 27.0
@@ -44,23 +44,25 @@ STILL_S = 0.8
 class LumaMotion:
     """FFmpeg's `vmafmotion`, frame by frame: the mean absolute difference of blurred luma to the frame before.
 
-    Blurring is linear, so the difference is blurred once instead of both frames.
+    Two 16-bit buffers are written in turn: a fresh one for every frame would cost more than the blur (page faults).
     """
 
     def __init__(self) -> None:
-        self.before: Plane | None = None
+        self.blurred: list[NDArray[np.int16]] = []
+        self.index = 0
 
     def push(self, luma: Plane) -> float:
         """The score of the next full-resolution 8-bit luma plane, in levels; 0 for the first."""
         import cv2
 
-        before, self.before = self.before, luma
-        if before is None:
+        if not self.blurred:
+            self.blurred = [np.empty(luma.shape, np.int16) for _ in range(2)]
+        out = self.blurred[self.index % 2]
+        cv2.sepFilter2D(luma, cv2.CV_16S, VMAF_KERNEL, VMAF_KERNEL * FIXED_POINT, dst=out)
+        self.index += 1
+        if self.index == 1:
             return 0.0
-        difference = cv2.subtract(luma, before, dtype=cv2.CV_16S)
-        kernel = VMAF_KERNEL * FIXED_POINT
-        blurred = cv2.sepFilter2D(difference, cv2.CV_16S, kernel, kernel)
-        return float(cv2.norm(blurred, cv2.NORM_L1)) / (FIXED_POINT**2 * luma.size)
+        return float(cv2.norm(self.blurred[0], self.blurred[1], cv2.NORM_L1)) / (FIXED_POINT * luma.size)
 
 
 class Change:

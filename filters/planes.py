@@ -69,7 +69,7 @@ def planes(frame: "av.VideoFrame") -> tuple[Plane, Plane, Plane]:
 
 def small(y: Plane, u: Plane, v: Plane, by: int) -> Small:
     """The planes of a frame shrunk by `by`."""
-    luma = shrink(y, by)
+    luma = np.ascontiguousarray(shrink(y, by))  # optical flow asks for it
     return Small(luma, _chroma(u, y, by, luma), _chroma(v, y, by, luma), by)
 
 

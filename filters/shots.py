@@ -4,7 +4,7 @@ While decoding, `Pictures` and `content_score` reduce every frame to a few float
 pure functions over those series, so another threshold or detector needs no second decode.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,19 +17,21 @@ Series = NDArray[np.float32]
 
 PICTURE_W = 24
 """A thumbnail is at least this wide."""
-CUT_PAIRS = ((1, 2), (1, 4), (2, 3), (3, 6))
+CUT_PAIRS = ((1, 2), (1, 4), (2, 3), (4, 1), (3, 6), (6, 3))
 """(frames before, frames after) a candidate between which the picture must differ: a flash of up to six frames or a
 step of exposure gives at least one pair of like pictures."""
 SAME_LEVELS = 6.0
 """Mean difference, in 8-bit levels over Y, U and V, below which two pictures count as alike in proportion."""
 BLEND_S = (0.25, 0.5)
 """Half widths of the window in which a dissolve is sought."""
-BLEND_LEVELS = 10.0
+BLEND_LEVELS = 6.0
 """Least mean difference, in luma levels, of the ends of a dissolve."""
 BLEND_UNLIKE = 0.3
 """Least `1 - correlation` of the ends of a dissolve: a change of exposure is none."""
-FLAT_STD = 7.0
+FLAT_STD = 4.0
 """Standard deviation of luma below which a frame is a flat field (black, white or grey), the core of a fade."""
+RAMP_STD = 14.0
+"""Least standard deviation that a fade leads to."""
 
 
 class ShotConfig(BaseModel):
@@ -131,21 +133,22 @@ def picture_change(pictures: NDArray[np.float32], frames: NDArray[np.int_]) -> S
     """
     least = np.ones(len(frames), np.float32)
     last = len(pictures) - 1
-    shapes, energy = _shapes(pictures)
+    shapes, norms = _shapes(pictures)
     for before, after in CUT_PAIRS:
         a, b = np.maximum(frames - before, 0), np.minimum(frames + after, last)
         levels = np.abs(pictures[a] - pictures[b]).mean(axis=(1, 2, 3))
-        least = np.minimum(least, _unlike(shapes, energy, a, b) * np.minimum(levels / SAME_LEVELS, 1))
+        least = np.minimum(least, _unlike(shapes, norms, a, b) * np.minimum(levels / SAME_LEVELS, 1))
     return np.maximum(least, 0)
 
 
 def blend_residual(pictures: NDArray[np.float32], frames: NDArray[np.int_], lags: Sequence[int]) -> Series:
     """How far each of `frames` is from the mean of the pictures some frames before and after: 0 blend, 0.5 hard cut.
 
-    ||m - (a+b)/2|| / ||a - b|| in mean absolute luma levels, the least over `lags`; 1 where the ends are alike.
+    ||m - (a+b)/2|| / ||a - b|| in mean absolute luma levels, each picture's mean removed (a change of exposure is a ramp
+    too), the least over `lags`; 1 where the ends are alike.
     """
-    shapes, energy = _shapes(pictures)
-    luma = pictures[:, 0]
+    shapes, norms = _shapes(pictures)
+    luma = shapes[:, : pictures[0, 0].size]
     least = np.ones(len(frames), np.float32)
     last = len(luma) - 1
     for lag in lags:
@@ -154,9 +157,9 @@ def blend_residual(pictures: NDArray[np.float32], frames: NDArray[np.int_], lags
             continue
         at = frames[inside]
         a, m, b = luma[at - lag], luma[at], luma[at + lag]
-        ends = np.abs(a - b).mean(axis=(1, 2))
-        middle = np.abs(m - (a + b) / 2).mean(axis=(1, 2))
-        blend = (ends > BLEND_LEVELS) & (_unlike(shapes, energy, at - lag, at + lag) > BLEND_UNLIKE)
+        ends = np.abs(a - b).mean(axis=1)
+        middle = np.abs(m - (a + b) / 2).mean(axis=1)
+        blend = (ends > BLEND_LEVELS) & (_unlike(shapes, norms, at - lag, at + lag) > BLEND_UNLIKE)
         value = np.where(blend, middle / np.maximum(ends, BLEND_LEVELS), 1.0)
         least[inside] = np.minimum(least[inside], value.astype(np.float32))
     return least
@@ -172,6 +175,18 @@ def _unlike(shapes: NDArray[np.float32], norms: Series, a: NDArray[np.int_], b: 
     """One minus the correlation of pictures `a` and `b`."""
     out: Series = 1 - np.einsum("np,np->n", shapes[a], shapes[b]) / (norms[a] * norms[b])
     return out
+
+
+def boundaries(series: Mapping[str, Any], fps: float, config: ShotConfig) -> tuple[list[int], list[dict[str, Any]]]:
+    """Hard cuts (first frames of new shots) and gradual transitions of a source, from its kept series.
+
+    `series` has `cut_score`, `picture_change`, `blend_residual`, `luma_std`, and for the detector `transnetv2`
+    `shot_probability`. A cut inside a transition is part of it.
+    """
+    probability = series["shot_probability"] if config.detector == "transnetv2" else None
+    cuts = find_cuts(series["cut_score"], series["picture_change"], fps, config, probability)
+    gradual = find_gradual(series["blend_residual"], series["luma_std"], cuts, fps, config)
+    return [c for c in cuts if not any(g["start"] < c < g["end"] for g in gradual)], gradual
 
 
 def find_cuts(
@@ -252,8 +267,8 @@ def _dissolves(residual: Series, cuts: Sequence[int], fps: float, limit: float) 
     for start, end in runs(residual < limit, gap=2):
         if end - start < max(4, round(0.15 * fps)) or residual[start:end].min() > 0.8 * limit:
             continue
-        # Around its middle half a dissolve is near the mean of its ends; the quarters at the sides are added.
-        grow = min((end - start + 1) // 2, round(0.5 * fps))
+        # The ends of a dissolve are not near the mean of what is around them: they are added.
+        grow = min((end - start + 1) // 2, round(0.2 * fps))
         low = max([c for c in cuts if c <= start], default=0)
         high = min([c for c in cuts if c >= end], default=len(residual))
         found.append((max(low, start - grow), min(high, end + grow), "dissolve"))
@@ -276,7 +291,9 @@ def _ramp(outward: Series, fps: float) -> int:
     length, last = 0, min(len(outward), round(3 * fps)) - 1
     while length < last and outward[length + 1] > outward[max(0, length - 1)] * 1.02:
         length += 1
-    climbed = length >= max(2, round(0.1 * fps)) and outward[length] >= 2 * FLAT_STD
-    steps = np.diff(outward[: length + 1])
-    jump = len(steps) > 0 and max(float(steps.max()), float(outward[0])) > 0.7 * float(outward[length])
-    return length + 1 if climbed and not jump else 0
+    # The picture goes on changing after a fade: what only adds the last few per cent is no part of it.
+    length = int(np.argmax(outward[: length + 1] >= 0.92 * outward[length])) if length > 0 else 0
+    if length < max(2, round(0.1 * fps)) or outward[length] < RAMP_STD:
+        return 0
+    steps = np.diff(outward[: length + 1], prepend=0)
+    return 0 if steps.max() > 0.7 * outward[length] else length + 1

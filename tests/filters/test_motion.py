@@ -1,0 +1,152 @@
+"""Motion of known size, still pictures, repeated frames, and equality with FFmpeg's own filter."""
+
+from pathlib import Path
+
+import av
+import av.filter
+import numpy as np
+import pytest
+
+from filters import motion
+from filters.planes import factor, planes, shrink
+from tests.filters.synthetic import pan, texture, write
+
+
+def scores(pictures: list[np.ndarray], fps: float) -> tuple[float | None, float | None]:
+    """(motion_mv, motion_static_frac) of luma pictures."""
+    height, width = pictures[0].shape
+    flow, change = motion.Flow(fps, width, height), motion.Change(fps)
+    by = factor(width, height)
+    moved, changed = [0.0], []
+    for i, picture in enumerate(pictures):
+        small = shrink(picture, by)
+        changed.append(change.push(small))
+        found = flow.push(small, by)
+        if found is not None:
+            moved += [found[0]] * (i + 1 - len(moved))
+    moved += [moved[-1]] * (len(pictures) - len(moved))
+    series = np.array(moved, np.float32), np.array(changed, np.float32)
+    return (
+        motion.motion_mv(series[0], 0, len(pictures), motion.flow_gap(fps)),
+        motion.motion_static_frac(series[1], 0, len(pictures), motion.change_lag(fps)),
+    )
+
+
+def luma(pictures: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.ascontiguousarray(p[..., 1]) for p in pictures]
+
+
+def still(frames: int, noise: float = 0.0) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    base = texture(3, 360, 640)[..., 1].astype(np.float32)
+    return [np.clip(base + noise * rng.standard_normal(base.shape), 0, 255).astype(np.uint8) for _ in range(frames)]
+
+
+@pytest.mark.parametrize(("height", "step"), [(360, 0.5), (360, 3.0), (720, 1.0), (720, 6.0)])
+def test_displacement_is_in_pixels_a_frame_at_720_lines(height: int, step: float) -> None:
+    wide = texture(5, height, height * 3)
+    mv, static = scores(luma(pan(wide, 25, step)), 24)
+    assert mv == pytest.approx(step * 720 / height, rel=0.15)
+    assert static == 0.0
+
+
+def test_repeated_frames_are_no_stillness_and_halve_the_motion() -> None:
+    frames = luma(pan(texture(5, 360, 1080), 24, 3.0))
+    once, _ = scores(frames, 24)
+    doubled, static = scores([f for f in frames for _ in range(2)], 48)
+    assert static == 0.0
+    assert once is not None and doubled == pytest.approx(once / 2, rel=0.1)
+
+
+def test_noise_on_a_still_picture_is_no_motion() -> None:
+    mv, static = scores(still(30, noise=3.0), 24)
+    assert static == 1.0
+    assert mv is not None and mv < 0.1
+
+
+def test_slow_motion_is_seen_over_a_quarter_of_a_second() -> None:
+    mv, static = scores(luma(pan(texture(5, 360, 1080), 48, 0.25)), 24)
+    assert static is not None and static < 0.05
+    assert mv == pytest.approx(0.5, rel=0.2)
+
+
+def test_direction_of_the_global_displacement() -> None:
+    frames = luma(pan(texture(5, 360, 1080), 3, 3.0))
+    flow = motion.Flow(12, 675, 360)
+    found = [flow.push(shrink(f, 4), 4) for f in frames]
+    assert found[0] is None and found[2] is not None
+    assert found[2][1] == pytest.approx(-6.0, rel=0.15)
+    assert abs(found[2][2]) < 0.3
+
+
+def filtered(path: Path) -> np.ndarray:
+    """FFmpeg's own vmafmotion, frame by frame."""
+    out = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        source, score, sink = graph.add_buffer(template=stream), graph.add("vmafmotion"), graph.add("buffersink")
+        source.link_to(score)
+        score.link_to(sink)
+        graph.configure()
+        for frame in container.decode(stream):
+            graph.push(frame)
+            out.append(float(graph.pull().metadata["lavfi.vmafmotion.score"]))
+    return np.array(out)
+
+
+def test_luma_motion_is_ffmpegs_vmafmotion(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", pan(texture(5, 240, 720), 20, 1.5) + pan(texture(6, 240, 720), 20, 0.2))
+    with av.open(str(path)) as container:
+        meter = motion.LumaMotion()
+        ours = np.array([meter.push(planes(f)[0]) for f in container.decode(video=0)], np.float32)
+    theirs = filtered(path)
+    assert np.abs(ours - theirs).max() < 0.02
+    assert motion.motion_vmaf(ours, 0, 40) == pytest.approx(theirs.mean(), rel=0.005)
+    inner = theirs[21:40].sum() / 20
+    assert motion.motion_vmaf(ours, 20, 40) == pytest.approx(inner, rel=0.01)
+
+
+def test_one_frame_has_no_motion() -> None:
+    one = np.zeros(1, np.float32)
+    assert motion.motion_vmaf(one, 0, 1) is None
+    assert motion.motion_mv(one, 0, 1, 2) is None
+    assert motion.motion_static_frac(one, 0, 1, 6) is None
+    assert motion.jitter_shots_per_s(one, np.zeros(1), 0.0, 0.04, 0.04) is None
+    assert motion.slideshow_score(one, [], [], np.zeros(1), (0.0, 0.04), 0.04, 6) is None
+
+
+def test_motion_before_a_clip_is_none_of_its_own() -> None:
+    moved = np.zeros(100, np.float32)
+    moved[:53] = 50.0
+    assert motion.motion_mv(moved, 50, 100, 2) == pytest.approx(50 / 24)
+    assert motion.motion_mv(moved, 51, 100, 2) == 0.0
+
+
+def test_jitter_counts_triggers_over_ten_seconds_around_the_clip() -> None:
+    time_s = np.arange(1000) / 25
+    score = np.zeros(1000, np.float32)
+    score[[250, 255, 260, 300, 700]] = 30
+    score[400] = 26.9
+    assert motion.jitter_shots_per_s(score, time_s, 10.0, 14.0, 40.0) == pytest.approx(0.4)
+    assert motion.jitter_shots_per_s(score, time_s, 24.0, 40.0, 40.0) == pytest.approx(1 / 16)
+    assert motion.jitter_shots_per_s(score[:100], time_s[:100], 0.0, 4.0, 4.0) == 0.0
+
+
+def slideshow(changed: np.ndarray, cuts: list[int], span: tuple[int, int]) -> float | None:
+    time_s = np.arange(len(changed)) / 25
+    return motion.slideshow_score(changed, cuts, [], time_s, (span[0] / 25, span[1] / 25), len(changed) / 25, 6)
+
+
+def test_stills_one_after_another_are_a_slideshow_and_a_still_or_a_film_is_none() -> None:
+    stills = np.zeros(500, np.float32)
+    cuts = [100, 200, 300, 400]
+    for cut in cuts:
+        stills[cut : cut + 6] = 0.8
+    assert slideshow(stills, cuts, (100, 200)) == pytest.approx(1.0)
+    assert slideshow(np.zeros(500, np.float32), [], (0, 400)) == 0.0
+    moving = np.full(500, 0.3, np.float32)
+    assert slideshow(moving, cuts, (100, 200)) == 0.0
+    one_cut = np.zeros(500, np.float32)
+    one_cut[250:256] = 0.8
+    assert slideshow(one_cut, [250], (0, 250)) == pytest.approx(0.5)

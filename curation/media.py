@@ -5,26 +5,28 @@ and only self-contained container formats are allowed, so that opening one file 
 """
 
 import contextlib
-import os
+import itertools
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from curation.errors import SourceError
+from curation.picture import Picture, check_size, is_image, luma, probe_image, read_image, rgb, upright
 
 if TYPE_CHECKING:
     import av
     import av.container
     import av.video.stream
 
-Picture = NDArray[np.uint8]
+    VideoPacket = av.Packet[av.video.stream.VideoStream]
+
+__all__ = ["Decoding", "Frame", "MediaLimits", "Picture", "decode", "luma", "open_image", "probe", "rgb", "upright"]
 
 SELF_CONTAINED = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,asf,ogg,mxf,yuv4mpegpipe,ivf,dv,rm,"
@@ -35,15 +37,37 @@ SELF_CONTAINED = (
 REFERRING = (b"#EXTM3U", b"ffconcat", b"<MPD", b"<SmoothStreamingMedia", b"[playlist]", b"#EXT-X-")
 """Beginnings of files that speak of other files."""
 
+SIGNATURES = (
+    b"\x1aE\xdf\xa3",
+    b"RIFF",
+    b"FLV",
+    b"OggS",
+    b"\x30\x26\xb2\x75",
+    b"\x00\x00\x01\xba",
+    b"DKIF",
+    b"YUV4MPEG2",
+)
+FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
+"""How known video files begin, and the names that the first box of an MP4 or QuickTime file has."""
+
+STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
+"""Brands of HEIC and AVIF photos. libav would read one tile or a thumbnail of them as a video of one frame."""
+
 TRANSFER_PQ, TRANSFER_HLG = 16, 18
 """ITU-T H.273 transfer characteristics of HDR10 and HLG."""
 
 FULL_RANGE = 2
+
 TIMING_PACKETS = 300
 """Packets that `probe` looks at to tell a variable rate."""
 
-PROBE_FRAMES = 3
+PROBE_FRAMES = 2
 MANY_ERRORS = 10_000
+WIDEST_PIXEL = 16.0
+"""A pixel aspect beyond this, or below its inverse, is damage: no format has it."""
+
+JUMP_S = 600.0
+"""Frames that claim to be further apart, or over a second back, lie across a break of the clock (joined recordings)."""
 
 
 class MediaLimits(BaseModel):
@@ -63,7 +87,8 @@ class MediaLimits(BaseModel):
     memory_mb: PositiveFloat = 3000.0
     """Largest resident size of the child process."""
     threads: PositiveInt = 1
-    """Decoder threads. One is the cheapest in CPU time; a cluster has enough sources to fill its cores."""
+    """Decoder threads. One is the cheapest in CPU time; a cluster has enough sources to fill its cores. More than one
+    loses a few frames of a damaged file, so its results differ."""
 
 
 def probe(path: str, limits: MediaLimits) -> dict[str, Any]:
@@ -73,7 +98,7 @@ def probe(path: str, limits: MediaLimits) -> dict[str, Any]:
     not_media, unsupported_format, no_video_stream, no_decoder, bad_header, zero_frames, too_large or too_long.
     """
     head = _check_file(path, limits)
-    return _probe_image(path, limits) if _is_image(head) else _probe_video(path, limits)
+    return probe_image(path, limits.max_pixels) if is_image(head) else _probe_video(path, head, limits)
 
 
 @dataclass(frozen=True)
@@ -87,90 +112,58 @@ class Frame:
 
 @dataclass
 class Decoding:
-    """The frames of a source, in display order; `errors` counts the damaged packets that were passed over."""
+    """The frames of a source, in display order.
 
-    frames: Iterator[Frame]
+    `errors` counts the damaged packets passed over so far, and the frames that the decoder gave in spite of damage.
+    """
+
+    frames: Iterator[Frame] = field(default_factory=lambda: iter(()))
     errors: int = 0
-    _notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Frame]:
         return self.frames
 
+    def note(self, error: Exception) -> None:
+        """Count a failure; the first three are kept in words."""
+        self.errors += 1
+        if len(self.notes) < 3:
+            self.notes.append(_words(error))
+
 
 @contextlib.contextmanager
 def decode(path: str, limits: MediaLimits) -> Iterator[Decoding]:
-    """Decode video stream 0 of a file. Damaged packets are counted and passed over.
+    """Decode the first video stream of a file. Damaged packets are counted and passed over.
 
-    Iterating raises SourceError too_long beyond `max_frames`, too_large where a frame is, zero_frames where none comes
-    out of an undamaged file, decode_failed where none comes out of a damaged one.
+    Raises what `probe` raises on opening. Iterating raises SourceError too_long beyond `max_frames`, too_large where a
+    frame is, zero_frames where none comes out of an undamaged file, decode_failed where none comes out of a damaged one,
+    read_failed where the storage fails.
     """
-    _check_file(path, limits)
-    with _open(path) as container:
-        decoding = Decoding(iter(()))
-        decoding.frames = _frames(container, _video(container), limits, decoding)
+    head = _check_file(path, limits)
+    with _open(path, head, limits) as container:
+        stream = _video(container)
+        decoding = Decoding()
+        decoding.frames = _frames(stream, _packets(container, stream, decoding), limits, decoding)
         yield decoding
 
 
-def luma(frame: "av.VideoFrame") -> Picture:
-    """The luma plane (height, width) uint8 as stored, without a copy where it is 8-bit planar YUV or grey."""
-    if frame.format.name in PLAIN_LUMA:
-        plane = frame.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        return rows[: frame.height, : frame.width]
-    return luma(frame.reformat(format="yuv420p"))
-
-
-PLAIN_LUMA = frozenset("yuv420p yuvj420p yuv422p yuvj422p yuv444p yuvj444p yuv411p yuv410p yuv440p nv12 nv21 gray".split())
-
-
-def rgb(frame: "av.VideoFrame", width: int, height: int, rotation: int) -> Picture:
-    """The picture upright as 8-bit RGB (height, width, 3), `width` x `height` after turning by `rotation` degrees clockwise.
-
-    The frame's own colour matrix and range are used; where it names none, BT.709 from 720 lines on and BT.601 below.
-    HDR is not tone-mapped: every shipped rule list stops it.
-    """
-    import av.video.reformatter as reformatter
-
-    stored = (height, width) if rotation % 180 else (width, height)
-    unnamed = frame.colorspace in (2, 0) and not frame.format.name.startswith(("rgb", "bgr", "gbr"))
-    matrix = reformatter.Colorspace.ITU709 if frame.height >= 720 else reformatter.Colorspace.ITU601
-    turned = frame.reformat(
-        width=stored[0],
-        height=stored[1],
-        format="rgb24",
-        src_colorspace=matrix if unnamed else None,
-        interpolation=reformatter.Interpolation.AREA,
-    ).to_ndarray()
-    return upright(turned, rotation)
-
-
-def upright(picture: Picture, rotation: int) -> Picture:
-    """Turn a stored picture by `rotation` degrees clockwise (a multiple of 90)."""
-    return np.ascontiguousarray(np.rot90(picture, k=-(rotation // 90) % 4)) if rotation % 360 else picture
-
-
 def open_image(path: str, limits: MediaLimits) -> Picture:
-    """An image file as RGB uint8 (height, width, 3), upright by its EXIF orientation.
+    """An image file as RGB uint8 (height, width, 3), upright by its EXIF orientation, transparency laid over white.
 
-    Transparency is laid over white: cut-out product pictures, the usual case, are made for white pages.
+    Raises SourceError missing, unreadable, empty, not_media, bad_header, too_large or decode_failed.
     """
-    from PIL import Image, ImageOps
-
     _check_file(path, limits)
-    with _opened_image(path, limits) as image:
-        try:
-            shown = ImageOps.exif_transpose(image)
-            if shown.mode in ("RGBA", "LA", "PA") or "transparency" in shown.info:
-                shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown.convert("RGBA"))
-            return np.asarray(shown.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise SourceError("decode_failed", f"image: {error}") from error
+    return read_image(path, limits.max_pixels)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
 
 
 def _check_file(path: str, limits: MediaLimits) -> bytes:
-    """The first bytes of a regular, non-empty, readable file of bearable size."""
+    """The first bytes of a regular, non-empty, readable file of bearable size that stands for itself."""
     try:
-        info = os.stat(path)
+        info = Path(path).stat()
         if not stat.S_ISREG(info.st_mode):
             raise SourceError("unreadable", "not a regular file")
         if info.st_size == 0:
@@ -179,67 +172,19 @@ def _check_file(path: str, limits: MediaLimits) -> bytes:
             raise SourceError("too_large", f"{info.st_size} bytes, limits.max_bytes is {limits.max_bytes}")
         with Path(path).open("rb") as file:
             head = file.read(512)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a zero byte in the name
         raise SourceError("missing", "no such file") from error
     except OSError as error:
         raise SourceError("unreadable", str(error.strerror)) from error
     if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(REFERRING) or b"<MPD" in head:
         raise SourceError("unsupported_format", "a playlist or manifest refers to other files")
+    if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS:
+        raise SourceError("unsupported_format", "a HEIC or AVIF photo; JPEG, PNG and WebP are read")
     return head
 
 
-def _is_image(head: bytes) -> bool:
-    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-
-
 @contextlib.contextmanager
-def _opened_image(path: str, limits: MediaLimits) -> Iterator[Any]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(Path(path), formats=("JPEG", "PNG", "WEBP")) as image:
-            if image.width * image.height > limits.max_pixels:
-                raise SourceError("too_large", f"{image.width} x {image.height} pixels, limits.max_pixels is {limits.max_pixels}")
-            yield image
-    except UnidentifiedImageError as error:
-        raise SourceError("not_media", "no JPEG, PNG or WebP image") from error
-    except Image.DecompressionBombError as error:
-        raise SourceError("too_large", str(error)) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SourceError("bad_header", f"image: {error}") from error
-
-
-EXIF_TURNS = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}
-
-
-def _probe_image(path: str, limits: MediaLimits) -> dict[str, Any]:
-    with _opened_image(path, limits) as image:
-        rotation = EXIF_TURNS.get(image.getexif().get(0x0112, 1), 0)
-        width, height = (image.height, image.width) if rotation % 180 else (image.width, image.height)
-        name = str(image.format).lower()
-        deep = image.mode.startswith("I;16") or image.mode in ("I", "F")
-    return {
-        "kind": "image",
-        "container": name,
-        "video_codec": name,
-        "audio_codec": None,
-        "duration_s": 0.0,
-        "fps": None,
-        "is_vfr": False,
-        "frames_declared": 1,
-        "width": width,
-        "height": height,
-        "rotation": rotation,
-        "pixel_aspect": 1.0,
-        "interlaced": False,
-        "bit_depth": 16 if deep else 8,
-        "hdr": False,
-        "full_range": True,
-    }
-
-
-@contextlib.contextmanager
-def _open(path: str) -> Iterator["av.container.InputContainer"]:
+def _open(path: str, head: bytes, limits: MediaLimits) -> Iterator["av.container.InputContainer"]:
     import av
 
     with Path(path).open("rb", buffering=0) as file:
@@ -249,25 +194,26 @@ def _open(path: str) -> Iterator["av.container.InputContainer"]:
                 mode="r",
                 metadata_errors="replace",
                 buffer_size=1 << 18,
+                options={"max_pixels": str(limits.max_pixels)},  # opening may already decode
                 container_options={"protocol_whitelist": "", "format_whitelist": SELF_CONTAINED},
             )
         except av.error.FFmpegError as error:
-            raise _opening_error(path, error) from error
+            raise _opening_error(head, error) from error
+        except OSError as error:
+            raise SourceError("read_failed", _words(error)) from error
         with container:
             yield container
 
 
-def _opening_error(path: str, error: Exception) -> SourceError:
-    """Tell a foreign file from a damaged one: a known signature with a header that cannot be read is damaged."""
-    with Path(path).open("rb") as file:
-        head = file.read(64)
-    known = (
-        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
-        or head.startswith((b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"\x30\x26\xb2\x75", b"\x00\x00\x01\xba", b"DKIF"))
-    )
-    if "whitelist" in str(error):
-        return SourceError("unsupported_format", str(error))
-    return SourceError("bad_header" if known else "not_media", f"{type(error).__name__}: {error}".replace(path, ""))
+def _opening_error(head: bytes, error: Exception) -> SourceError:
+    """Tell a foreign file from a damaged one: a known beginning with a header that cannot be read is damaged."""
+    import av
+
+    if head[4:8] in FIRST_BOXES or head.startswith(SIGNATURES):
+        return SourceError("bad_header", _words(error))
+    if isinstance(error, av.error.ArgumentError) and b"\0" in head:  # recognised, and not on the list
+        return SourceError("unsupported_format", "no container of the list of self-contained video formats")
+    return SourceError("not_media", _words(error))
 
 
 def _video(container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
@@ -285,32 +231,50 @@ def _video(container: "av.container.InputContainer") -> "av.video.stream.VideoSt
     return stream
 
 
-def _probe_video(path: str, limits: MediaLimits) -> dict[str, Any]:
-    with _open(path) as container:
+def _probe_video(path: str, head: bytes, limits: MediaLimits) -> dict[str, Any]:
+    with _open(path, head, limits) as container:
         stream = _video(container)
         code = stream.codec_context
-        _check_size(code.width, code.height, limits)
+        check_size(code.width, code.height, limits.max_pixels)
         duration = _duration(container, stream)
         if duration is not None and duration > limits.max_duration_s:
             raise SourceError("too_long", f"{duration:.0f} s, limits.max_duration_s is {limits.max_duration_s:g}")
-        fps = _rate(stream)
         if stream.frames > limits.max_frames:
             raise SourceError("too_long", f"{stream.frames} frames, limits.max_frames is {limits.max_frames}")
+        decoding = Decoding()
+        times: list[int] = []
+        packets = _timed(_packets(container, stream, decoding), times)
+        first = [f.picture for f in itertools.islice(_frames(stream, packets, limits, decoding), PROBE_FRAMES)]
+        for _ in itertools.islice(packets, max(0, TIMING_PACKETS - len(times))):
+            pass
         found = {
             "kind": "video",
             "container": container.format.name.split(",")[0],
             "video_codec": code.name,
             "audio_codec": container.streams.audio[0].codec_context.name if _has_audio(container) else None,
             "duration_s": duration,
-            "fps": fps,
+            "fps": _rate(stream),
             "frames_declared": stream.frames or None,
+            "is_vfr": _irregular(times),
         }
-        aspect = stream.sample_aspect_ratio or code.sample_aspect_ratio
-    with decode(path, limits) as decoding:
-        first = [f.picture for f, _ in zip(decoding, range(PROBE_FRAMES), strict=False)]
-    found |= _looks(first, float(aspect) if aspect else 1.0)
-    found["is_vfr"] = _irregular(path)
-    return found
+        looks = _looks(first, _pixel_aspect(stream))
+    check_size(looks["width"], looks["height"], limits.max_pixels)
+    return found | looks
+
+
+def _timed(packets: Iterable["VideoPacket"], times: list[int]) -> Iterator["VideoPacket"]:
+    """The same packets; their times are added to `times`."""
+    for packet in packets:
+        if packet.pts is not None:
+            times.append(packet.pts)
+        yield packet
+
+
+def _pixel_aspect(stream: "av.video.stream.VideoStream") -> float:
+    aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
+    if not 1 / WIDEST_PIXEL <= aspect <= WIDEST_PIXEL:
+        raise SourceError("bad_header", f"pixel aspect {aspect:g}")
+    return aspect
 
 
 def _has_audio(container: "av.container.InputContainer") -> bool:
@@ -331,19 +295,17 @@ def _looks(frames: list["av.VideoFrame"], aspect: float) -> dict[str, Any]:
         "interlaced": any(f.interlaced_frame for f in frames),
         "bit_depth": max(c.bits for c in frame.format.components),
         "hdr": frame.color_trc in (TRANSFER_PQ, TRANSFER_HLG),
-        "full_range": frame.color_range == FULL_RANGE or frame.format.name.startswith(("yuvj", "rgb", "bgr", "gbr", "pal")),
+        # RGB is measured through limited-range YUV
+        "full_range": not frame.format.is_rgb and (frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")),
     }
-
-
-def _check_size(width: int, height: int, limits: MediaLimits) -> None:
-    if width * height > limits.max_pixels:
-        raise SourceError("too_large", f"{width} x {height} pixels, limits.max_pixels is {limits.max_pixels}")
 
 
 def _duration(container: "av.container.InputContainer", stream: "av.video.stream.VideoStream") -> float | None:
     if stream.duration is not None and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return container.duration / 1_000_000 if container.duration is not None else None
+        told = float(stream.duration * stream.time_base)
+    else:
+        told = container.duration / 1_000_000 if container.duration is not None else -1.0
+    return told if told >= 0 else None
 
 
 def _rate(stream: "av.video.stream.VideoStream") -> float | None:
@@ -353,27 +315,18 @@ def _rate(stream: "av.video.stream.VideoStream") -> float | None:
     return None
 
 
-def _irregular(path: str) -> bool:
-    """Whether the first packets' times are unevenly spaced: the largest gap is over 1.5 times the median."""
-    import av
-
-    times: list[int] = []
-    with _open(path) as container, contextlib.suppress(av.error.FFmpegError):
-        stream = _video(container)
-        for packet in container.demux(stream):
-            if packet.pts is not None:
-                times.append(packet.pts)
-            if len(times) >= TIMING_PACKETS:
-                break
+def _irregular(times: list[int]) -> bool:
+    """Whether packet times are unevenly spaced: the largest gap is over 1.5 times the median."""
     ordered = np.sort(np.array(times, dtype=np.int64))
     # Packets come in decoding order: where the look ends early, the last times have holes that later packets fill.
-    gaps = np.diff(ordered[:-16] if len(times) == TIMING_PACKETS else ordered)
+    gaps = np.diff(ordered[:-16] if len(times) >= TIMING_PACKETS else ordered)
     return bool(gaps.size > 2 and gaps.max() > 1.5 * max(1.0, float(np.median(gaps))))
 
 
 def _frames(
-    container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", limits: MediaLimits, decoding: Decoding
+    stream: "av.video.stream.VideoStream", packets: Iterable["VideoPacket"], limits: MediaLimits, decoding: Decoding
 ) -> Iterator[Frame]:
+    """The frames of `packets` with index and time, held against the limits."""
     from curation.child import beat
 
     code = stream.codec_context
@@ -381,63 +334,90 @@ def _frames(
     code.thread_type = "FRAME" if limits.threads > 1 else "NONE"
     code.options = {"max_pixels": str(limits.max_pixels)}
     clock = _Clock(stream.time_base, _rate(stream))
-    index = 0
-    for picture in _pictures(container, stream, decoding):
-        if index % 32 == 0:
-            beat()
+    index = -1
+    for index, picture in enumerate(_pictures(packets, decoding)):
+        beat()
         if index >= limits.max_frames:
             raise SourceError("too_long", f"more than {limits.max_frames} frames (limits.max_frames)")
-        if index == 0:
-            _check_size(picture.width, picture.height, limits)
+        check_size(picture.width, picture.height, limits.max_pixels)
         time_s = clock.tell(picture.pts)
         if time_s > limits.max_duration_s:
             raise SourceError("too_long", f"{time_s:.0f} s, limits.max_duration_s is {limits.max_duration_s:g}")
         yield Frame(index, time_s, picture)
-        index += 1
-    if index == 0:
-        damaged = "; ".join(decoding._notes[:3])
+    if index < 0:
+        damaged = "; ".join(decoding.notes)
         raise SourceError("decode_failed" if damaged else "zero_frames", damaged or "decoding ended without a frame")
 
 
-def _pictures(
+def _packets(
     container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", decoding: Decoding
-) -> Iterator["av.VideoFrame"]:
-    """Frames as the decoder gives them; an error costs its packet, and too many in a row end the stream."""
+) -> Iterator["VideoPacket"]:
+    """The stream's packets and at last an empty one; reading goes on behind damage while it brings anything."""
     import av
 
-    packets = container.demux(stream)
     failed = 0
+    packets = container.demux(stream)
     while failed < MANY_ERRORS:
         try:
             packet = next(packets, None)
-            if packet is None:
-                return
+        except av.error.FFmpegError as error:
+            decoding.note(error)
+            failed += 1
+            packets = container.demux(stream)
+            continue
+        except OSError as error:
+            raise SourceError("read_failed", _words(error)) from error
+        if packet is None:
+            return
+        failed = 0
+        yield packet
+    last: VideoPacket = av.Packet()  # type: ignore[assignment]
+    last.stream = stream
+    yield last  # an empty packet: the decoder gives what it still holds
+
+
+def _pictures(packets: Iterable["VideoPacket"], decoding: Decoding) -> Iterator["av.VideoFrame"]:
+    """Frames as the decoder gives them; an error costs its packet, and too many in a row end the stream."""
+    import av
+
+    failed = 0
+    for packet in packets:
+        try:
             pictures = packet.decode()
         except av.error.EOFError:
             return
         except av.error.FFmpegError as error:
-            decoding.errors += 1
+            decoding.note(error)
             failed += 1
-            decoding._notes.append(f"{type(error).__name__}: {error}") if len(decoding._notes) < 3 else None
+            if failed >= MANY_ERRORS:
+                return
             continue
         failed = 0
-        yield from pictures  # type: ignore[misc]
+        for picture in pictures:
+            decoding.errors += picture.is_corrupt
+            yield picture
 
 
 class _Clock:
-    """Times from the first frame, in seconds, never running backwards; a frame without a time follows at the frame rate."""
+    """Times from the first frame, in seconds, never running backwards.
+
+    A frame without a time follows at the frame rate; one slightly out of order has the time of the frame before it;
+    where the clock itself breaks, it goes on at the frame rate from there.
+    """
 
     def __init__(self, base: Fraction | None, fps: float | None) -> None:
-        self.base = float(base) if base else None
+        self.base = float(base) if base else 0.0
         self.step = 1.0 / fps if fps else 0.04
-        self.first: float | None = None
+        self.origin: float | None = None
         self.last = -self.step
 
     def tell(self, pts: int | None) -> float:
-        now = self.last + self.step
-        if pts is not None and self.base is not None:
-            told = pts * self.base
-            self.first = told if self.first is None else self.first
-            now = told - self.first if told - self.first > self.last else now
-        self.last = now
-        return now
+        follows = self.last + self.step
+        if pts is None or not self.base:
+            self.last = follows
+            return follows
+        told = pts * self.base
+        if self.origin is None or not -1.0 <= told - self.origin - self.last <= JUMP_S:
+            self.origin = told - follows
+        self.last = max(self.last, told - self.origin, 0.0)
+        return self.last

@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import json
 import os
@@ -90,6 +91,8 @@ def test_shards_hold_what_was_planned(whole: Path) -> None:
     assert not (whole / "cuts").exists()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its last tar open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_plain_webdataset_reads_the_shards(whole: Path) -> None:
     import webdataset as wds
 
@@ -97,6 +100,7 @@ def test_plain_webdataset_reads_the_shards(whole: Path) -> None:
     samples = list(wds.WebDataset(shards, shardshuffle=False))
     assert len(samples) == 3
     assert all(json.loads(s["json"])["clip"]["clip_id"] == s["__key__"] for s in samples)
+    gc.collect()
 
 
 def test_running_again_does_nothing_and_changes_nothing(whole: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

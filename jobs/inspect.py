@@ -1,0 +1,408 @@
+"""Questions to a run folder: its tables as DuckDB views, one clip's or source's story, progress, and SQL of the user's."""
+
+import csv as csv_format
+import io
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from curation import run_folder, storage
+from curation.errors import CODES, ConfigError
+from curation.rules import Rule, SubsetConfig, clip_rule, quote, source_rule
+from curation.sources import UNITS
+from curation.tables import CLIP_SCORES, CLIPS, COSTS, FRAMES, PRODUCED, SELECTION, SERIES, SOURCES
+
+if TYPE_CHECKING:
+    import duckdb
+    from rich.console import RenderableType
+    from rich.table import Table
+
+TABLES: dict[str, pa.Schema] = {
+    "units": UNITS,
+    "sources": SOURCES,
+    "clips": CLIPS,
+    "series": SERIES,
+    "frames": FRAMES,
+    "costs": COSTS,
+    "selection": SELECTION,
+    "produced": PRODUCED,
+}
+"""Tables every run has; one without files yet is an empty view."""
+LATER = ("captions", "embeddings", "duplicates", "clusters", "review")
+"""Tables a run has where that part of the path was used; no view else."""
+FOLDERS = {"selection": ("subset",), "produced": ("subset",), "embeddings": ("model",), "shards": ("subset", "split", "bucket")}
+"""Folders between a table's name and its files; they become columns."""
+SHOWN_ROWS = 1000
+
+
+def connect(run: str) -> "duckdb.DuckDBPyConnection":
+    """A DuckDB connection with one view for each table of the run, local or remote; nothing is loaded.
+
+    `selection` and `produced` have a column `subset`; `shards` has the shards' own indexes with `subset`, `split`,
+    `bucket` and `shard` (`<split>/<bucket>/shard-000000`). Raises ConfigError where `run` is no run folder.
+    """
+    import duckdb
+
+    run_folder.read(run)
+    spill = Path(tempfile.gettempdir()) / f"reelset-duckdb-{os.getpid()}"
+    connection = duckdb.connect(config={"memory_limit": "4GB", "temp_directory": str(spill)})
+    connection.execute("LOAD parquet")
+    connection.execute("SET parquet_metadata_cache = true")
+    if storage.is_remote(run):
+        import fsspec
+
+        connection.register_filesystem(fsspec.filesystem(run.split("://", 1)[0]))
+    connection.execute("CREATE SCHEMA declared")
+    for name in (*TABLES, *LATER, "shards"):
+        _view(connection, run, name)
+    return connection
+
+
+def _view(connection: "duckdb.DuckDBPyConnection", run: str, name: str) -> None:
+    folders = FOLDERS.get(name, ())
+    schema = TABLES.get(name)
+    if schema is not None:
+        whole = pa.schema([*schema, *(pa.field(f, pa.string()) for f in folders)])
+        connection.register("given", whole.empty_table())
+        connection.execute(f"CREATE TABLE declared.{name} AS FROM given")
+        connection.unregister("given")
+    pattern = "/".join([_no_glob(_root(run)), name, *("*" for _ in folders), "*.parquet"])
+    declared = f"SELECT * FROM declared.{name}"
+    if not connection.execute("SELECT 1 FROM glob(?) LIMIT 1", [pattern]).fetchone():
+        if schema is not None:
+            connection.execute(f"CREATE VIEW {name} AS {declared}")
+        return
+    between = "/".join([name, *("([^/]+)" for _ in folders), "[^/]+[.]parquet$"])
+    parts = [f"regexp_extract(filename, {_text(between)}, {i}) AS {f}" for i, f in enumerate(folders, 1)]
+    if name == "shards":
+        parts.append(f"regexp_extract(filename, {_text('shards/[^/]+/(.*)[.]parquet$')}, 1) AS shard")
+    files = f"read_parquet({_text(pattern)}, union_by_name=true, filename=true)"
+    found = f"SELECT {', '.join(['* EXCLUDE (filename)', *parts])} FROM {files}"
+    connection.execute(f"CREATE VIEW {name} AS {f'{declared} UNION ALL BY NAME ' if schema else ''}{found}")
+
+
+def _root(run: str) -> str:
+    return run.rstrip("/") if storage.is_remote(run) else str(storage.local_path(run).absolute())
+
+
+def _no_glob(path: str) -> str:
+    """A path whose own `*`, `?` and `[` mean themselves."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
+
+
+def _text(value: str) -> str:
+    """An SQL literal of any text."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def subsets(run: str) -> list[SubsetConfig]:
+    """The rule lists that the run was last decided with."""
+    return [SubsetConfig.model_validate(s) for s in run_folder.read(run)["config"].get("subsets", [])]
+
+
+def rows(connection: "duckdb.DuckDBPyConnection", query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """A small result as dicts."""
+    found = connection.execute(query, list(values))
+    names = [column[0] for column in found.description or []]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def sql(run: str, query: str, csv: bool = False) -> "Table | str":
+    """The answer to one SELECT over the run's views, as a table (the first 1000 rows) or as CSV (all of them).
+
+    The query can read nothing outside the run folder and can write nothing. Raises ConfigError with DuckDB's message.
+    """
+    import duckdb
+
+    with connect(run) as connection:
+        _lock(connection, run)
+        try:
+            statements = connection.extract_statements(query)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                raise ConfigError("sql takes one SELECT (or WITH, FROM, DESCRIBE, SUMMARIZE, SHOW TABLES); it changes nothing")
+            found = connection.execute(statements[0])
+            return _csv(found) if csv else _table(found)
+        except duckdb.Error as error:
+            raise ConfigError(f"sql: {error}") from error
+
+
+def _lock(connection: "duckdb.DuckDBPyConnection", run: str) -> None:
+    """From here on the connection reads below the run folder only, and its settings stay as they are."""
+    root = _root(run)
+    allowed = {root, _no_glob(root)}  # DuckDB asks about the pattern and about each file that it finds
+    if storage.is_remote(run):
+        import fsspec
+
+        fs, path = fsspec.core.url_to_fs(run)
+        allowed.add(fs.unstrip_protocol(path))
+    places = ", ".join(_text(f"{place}/") for place in sorted(allowed))
+    connection.execute(f"SET allowed_directories = [{places}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def _csv(found: "duckdb.DuckDBPyConnection") -> str:
+    out = io.StringIO()
+    writer = csv_format.writer(out, lineterminator="\n")
+    writer.writerow([column[0] for column in found.description or []])
+    while batch := found.fetchmany(10_000):
+        writer.writerows([["" if v is None else _plain(v) for v in row] for row in batch])
+    return out.getvalue()
+
+
+def _table(found: "duckdb.DuckDBPyConnection") -> "Table":
+    from rich.text import Text
+
+    table = _grid(*(column[0] for column in found.description or []))
+    shown = found.fetchmany(SHOWN_ROWS)
+    for row in shown:
+        table.add_row(*(Text("null", style="dim") if v is None else Text(printable(_plain(v))) for v in row))
+    if found.fetchone() is not None:
+        table.caption = f"the first {len(shown)} rows; --csv prints all"
+    return table
+
+
+def _plain(value: Any) -> str:
+    return f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are written out: a file name must not steer the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _grid(*columns: str, title: str | None = None) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(Text(printable(column)), overflow="fold")
+    return table
+
+
+def story(run: str, id: str) -> "RenderableType":
+    """The whole story of a clip or a source, by `clip_id`, shard key, `source_id` or path.
+
+    Raises ConfigError with the closest ids where there is none.
+    """
+    from rich.console import Group
+
+    with connect(run) as connection:
+        clip = rows(connection, "SELECT * FROM clips WHERE clip_id = ?", [id])
+        if not clip and "_" in id:  # a sample's key is its clip_id and the bucket class
+            clip = rows(connection, "SELECT * FROM clips WHERE clip_id = ?", [id.rpartition("-")[0]])
+        if clip:
+            return Group(*_clip_story(connection, clip[0], subsets(run)))
+        source = rows(connection, "SELECT * FROM sources WHERE source_id = ? OR path = ? LIMIT 1", [id, id])
+        if source:
+            return Group(*_source_story(connection, source[0], subsets(run)))
+        raise ConfigError(_unknown(connection, id))
+
+
+def _unknown(connection: "duckdb.DuckDBPyConnection", id: str) -> str:
+    close = rows(
+        connection,
+        """SELECT id, path FROM (SELECT clip_id AS id, path FROM clips UNION ALL SELECT source_id, path FROM sources)
+           ORDER BY starts_with(id, $1) OR contains(path, $1) DESC,
+                    greatest(jaro_winkler_similarity(id, $1), jaro_winkler_similarity(path, $1)) DESC, length(id), id LIMIT 5""",
+        [id],
+    )
+    hints = "".join(f"\n  {row['id']}  {printable(str(row['path']))}" for row in close)
+    return f"no clip or source {id!r} in this run" + (f"; the closest are:{hints}" if hints else "")
+
+
+def _source_story(
+    connection: "duckdb.DuckDBPyConnection", source: dict[str, Any], lists: Sequence[SubsetConfig]
+) -> "list[RenderableType]":
+    cuts = {"hard cuts": len(source["cut_frames"] or []), "gradual transitions": len(source["gradual"] or [])}
+    shown: list[RenderableType] = [_facts(f"source {source['source_id']}", _source_facts(source) | cuts), *_errors(source)]
+    if source["cut_frames"]:
+        shown.append(_cuts(source))
+    shown.append(_verdicts(connection, "sources", "source_id", source, lists))
+    decided = rows(
+        connection,
+        f"""SELECT c.clip_id, c.start_s, c.end_s, c.status, string_agg(concat(s.subset, ': ', s.reason), chr(10) ORDER BY s.subset) AS verdicts
+            FROM clips c LEFT JOIN selection s USING (clip_id) WHERE c.source_id = {_text(source["source_id"])}
+            GROUP BY ALL ORDER BY c.start_s""",
+    )
+    table = _grid("clip", "from s", "to s", "status", "verdicts", title="Its clips")
+    for row in decided:
+        table.add_row(*_texts(row["clip_id"], _number(row["start_s"]), _number(row["end_s"]), row["status"], row["verdicts"]))
+    return [*shown, table]
+
+
+def _cuts(source: dict[str, Any]) -> "Table":
+    table = _grid("transition", "frame", "time s", title="Where shots change")
+    for frame, time_s in zip(source["cut_frames"], source["cut_times_s"] or [], strict=False):
+        table.add_row(*_texts("hard cut", frame, _number(time_s)))
+    for span in source["gradual"] or []:
+        table.add_row(*_texts(span["kind"], f"{span['start']} to {span['end']}", ""))
+    return table
+
+
+def _clip_story(
+    connection: "duckdb.DuckDBPyConnection", clip: dict[str, Any], lists: Sequence[SubsetConfig]
+) -> "list[RenderableType]":
+    source = rows(connection, "SELECT * FROM sources WHERE source_id = ? LIMIT 1", [clip["source_id"]])[0]
+    frames = rows(connection, "SELECT count(*) AS n FROM frames WHERE clip_id = ?", [clip["clip_id"]])[0]["n"]
+    span = f"{_number(clip['start_s'])} to {_number(clip['end_s'])} s, frames {clip['start_frame']} to {clip['end_frame']}"
+    facts = {"path": clip["path"], "span": span, "size": f"{clip['width']} x {clip['height']}", "fps": _number(clip["fps"])}
+    facts |= {"frames": clip["frames"], "status": clip["status"], "kept frames": frames}
+    scores = {k: clip[k] for k in (*CLIP_SCORES, "camera")}
+    return [
+        _facts(f"clip {clip['clip_id']}", facts),
+        *_errors(clip),
+        _facts(f"source {source['source_id']}", _source_facts(source)),
+        *_errors(source),
+        _facts("Scores", {k: "unmeasured" if v is None else v for k, v in scores.items()}),
+        _verdicts(connection, "sources", "source_id", source, lists if clip["kind"] == "video" else ()),
+        _verdicts(connection, "clips", "clip_id", clip, lists),
+        _places(connection, clip["clip_id"]),
+    ]
+
+
+def _source_facts(source: dict[str, Any]) -> dict[str, Any]:
+    skipped = ("source_id", "unit", "cut_frames", "cut_times_s", "gradual", "error_code", "error_message")
+    return {k: v for k, v in source.items() if k not in skipped and v is not None}
+
+
+def _errors(row: dict[str, Any]) -> "list[RenderableType]":
+    from rich.text import Text
+
+    if not row["error_code"]:
+        return []
+    code = row["error_code"]
+    return [Text(f"error {code}: {CODES.get(code, 'unknown code')}. {printable(row['error_message'] or '')}", style="red")]
+
+
+def _facts(title: str, facts: dict[str, Any]) -> "Table":
+    table = _grid("", "", title=title)
+    table.show_header = False
+    for key, value in facts.items():
+        table.add_row(*_texts(key, _number(value) if isinstance(value, float) else value))
+    return table
+
+
+def _verdicts(
+    connection: "duckdb.DuckDBPyConnection", view: str, key: str, row: dict[str, Any], lists: Sequence[SubsetConfig]
+) -> "RenderableType":
+    """Each rule over `view` in each subset: pass, fail or unmeasured, as the rules' own SQL says."""
+    from rich.text import Text
+
+    colours = {"pass": "green", "fail": "red", "unmeasured": "yellow"}
+    what = "source" if view == "sources" else "clip"
+    table = _grid("subset", f"{what} rule", "verdict", "value", title=f"Rules over the {what}")
+    for subset in lists:
+        for rule in _rules_of(subset, view, row["kind"]):
+            verdict = rows(connection, f"SELECT {_verdict_sql(rule)} AS v FROM {view} WHERE {key} = ? LIMIT 1", [row[key]])[0]["v"]
+            values = ", ".join(f"{c} {_number(row[c])}" for c in rule.columns)
+            table.add_row(*_texts(subset.name, rule.text), Text(verdict, style=colours[verdict]), *_texts(values))
+    return table if table.row_count else Text("")
+
+
+def _rules_of(subset: SubsetConfig, view: str, kind: str) -> list[Rule]:
+    if view == "sources":
+        return [source_rule(text) for text in subset.source_rules] if kind == "video" else []
+    return [clip_rule(text) for text in (subset.image_rules if kind == "image" else subset.clip_rules)]
+
+
+def _verdict_sql(rule: Rule) -> str:
+    missing = " OR ".join(f"{quote(c)} IS NULL" for c in rule.columns) or "FALSE"
+    return f"CASE WHEN {missing} THEN 'unmeasured' WHEN coalesce({rule.sql}, FALSE) THEN 'pass' ELSE 'fail' END"
+
+
+def _places(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "Table":
+    """The verdict of each subset, and where the clip's sample is."""
+    table = _grid("subset", "verdict", "split", "bucket", "shard", "position", "sample", title="Verdicts and samples")
+    found = rows(
+        connection,
+        """SELECT s.*, p.status, p.error_code, p.shard AS at, p."offset" AS start, p.bytes FROM selection s
+           LEFT JOIN produced p ON p.clip_id = s.clip_id AND p.subset = s.subset WHERE s.clip_id = ? ORDER BY s.subset""",
+        [clip_id],
+    )
+    for row in found:
+        sample = "" if row["status"] is None else row["error_code"] or f"byte {row['start']}, {row['bytes']} bytes"
+        if row["kept"] and row["status"] is None:
+            sample = "planned, not written yet"
+        shown = ("subset", "reason", "split", "bucket", "shard", "position")
+        table.add_row(*_texts(*("" if row[k] is None else row[k] for k in shown), sample))
+    return table
+
+
+def _texts(*values: Any) -> list[Any]:
+    from rich.text import Text
+
+    return [Text("" if v is None else printable_lines(str(v))) for v in values]
+
+
+def printable_lines(text: str) -> str:
+    """`printable`, line by line."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def status(run: str) -> "RenderableType":
+    """How far a run is, from its folder alone: units, sources, errors, selections, shards, and its last event."""
+    from rich.console import Group
+
+    units = len(storage.names(storage.join(run, "units"), ".parquet"))
+    done = len(storage.names(storage.join(run, "sources"), ".parquet"))
+    with connect(run) as connection:
+        states = dict(connection.execute("SELECT status, count(*) FROM sources GROUP BY 1").fetchall())
+        listed = connection.execute("SELECT count(*) FROM units").fetchall()[0][0]
+        codes = rows(
+            connection, "SELECT error_code, count(*) AS n FROM sources WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY n DESC, 1"
+        )
+        progress = rows(connection, PROGRESS)
+    facts = {
+        "units": f"{done} of {units} analyzed",
+        "sources": f"{sum(states.values())} of {listed} = "
+        + " + ".join(f"{states.get(s, 0)} {s}" for s in ("ok", "rejected", "error")),
+        "last event": _last_event(run),
+    }
+    shown: list[RenderableType] = [_facts(run, facts)]
+    if progress:
+        table = _grid("subset", "clips", "kept", "shards written", "samples failed", title="Subsets")
+        for row in progress:
+            shards = f"{row['done']} of {row['planned']}"
+            table.add_row(*_texts(row["subset"], row["clips"], row["kept"], shards, row["failed"]))
+        shown.append(table)
+    if codes:
+        table = _grid("code", "sources", "meaning", title="Errors")
+        for row in codes:
+            table.add_row(*_texts(row["error_code"], row["n"], CODES.get(row["error_code"], "")))
+        shown.append(table)
+    return Group(*shown)
+
+
+PROGRESS = """
+    SELECT s.subset, s.clips, s.kept, s.planned, coalesce(p.done, 0) AS done, coalesce(p.failed, 0) AS failed FROM
+    (SELECT subset, count(*) AS clips, count(*) FILTER (kept) AS kept, count(DISTINCT shard) AS planned FROM selection GROUP BY 1) s
+    LEFT JOIN (SELECT subset, count(DISTINCT shard) AS done, count(*) FILTER (status <> 'ok') AS failed FROM produced GROUP BY 1) p
+    USING (subset) ORDER BY s.subset"""
+"""Clips, kept, and shards planned and written, a row a subset."""
+
+
+def _last_event(run: str) -> str:
+    folder = storage.join(run, "events")
+    for name in reversed(storage.names(folder, ".jsonl")):
+        lines = storage.read_bytes(storage.join(folder, name)).decode("utf-8", "replace").splitlines()
+        for line in reversed(lines):
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that a killed process was writing
+            return f"{event.get('event')} at {event.get('time')}"
+    return "none"

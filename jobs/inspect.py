@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import duckdb
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 TABLES: dict[str, pa.Schema] = {
     "units": UNITS,
@@ -158,7 +159,7 @@ def _csv(found: "duckdb.DuckDBPyConnection") -> str:
 def _table(found: "duckdb.DuckDBPyConnection") -> "Table":
     from rich.text import Text
 
-    table = _grid(*(column[0] for column in found.description or []))
+    table = new_table(*(column[0] for column in found.description or []))
     shown = found.fetchmany(SHOWN_ROWS)
     for row in shown:
         table.add_row(*(Text("null", style="dim") if v is None else Text(printable(_plain(v))) for v in row))
@@ -176,7 +177,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _grid(*columns: str, title: str | None = None) -> "Table":
+def new_table(*columns: str, title: str | None = None) -> "Table":
+    """An empty table with these column heads."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -185,6 +187,14 @@ def _grid(*columns: str, title: str | None = None) -> "Table":
     for column in columns:
         table.add_column(Text(printable(column)), overflow="fold")
     return table
+
+
+def texts(*values: Any) -> "list[Text]":
+    """Cells of a table: nothing in them is taken as markup or steers the terminal; lines stay lines."""
+    from rich.text import Text
+
+    lines = [("" if v is None else str(v)).split("\n") for v in values]
+    return [Text("\n".join(printable(line) for line in cell)) for cell in lines]
 
 
 def story(run: str, id: str) -> "RenderableType":
@@ -211,7 +221,8 @@ def _unknown(connection: "duckdb.DuckDBPyConnection", id: str) -> str:
         connection,
         """SELECT id, path FROM (SELECT clip_id AS id, path FROM clips UNION ALL SELECT source_id, path FROM sources)
            ORDER BY starts_with(id, $1) OR contains(path, $1) DESC,
-                    greatest(jaro_winkler_similarity(id, $1), jaro_winkler_similarity(path, $1)) DESC, length(id), id LIMIT 5""",
+                    greatest(jaro_winkler_similarity(id, $1), jaro_winkler_similarity(path, $1)) DESC, length(id), id
+           LIMIT 5""",
         [id],
     )
     hints = "".join(f"\n  {row['id']}  {printable(str(row['path']))}" for row in close)
@@ -228,22 +239,23 @@ def _source_story(
     shown.append(_verdicts(connection, "sources", "source_id", source, lists))
     decided = rows(
         connection,
-        f"""SELECT c.clip_id, c.start_s, c.end_s, c.status, string_agg(concat(s.subset, ': ', s.reason), chr(10) ORDER BY s.subset) AS verdicts
+        f"""SELECT c.clip_id, c.start_s, c.end_s, c.status,
+                   string_agg(concat(s.subset, ': ', s.reason), chr(10) ORDER BY s.subset) AS verdicts
             FROM clips c LEFT JOIN selection s USING (clip_id) WHERE c.source_id = {_text(source["source_id"])}
             GROUP BY ALL ORDER BY c.start_s""",
     )
-    table = _grid("clip", "from s", "to s", "status", "verdicts", title="Its clips")
+    table = new_table("clip", "from s", "to s", "status", "verdicts", title="Its clips")
     for row in decided:
-        table.add_row(*_texts(row["clip_id"], _number(row["start_s"]), _number(row["end_s"]), row["status"], row["verdicts"]))
+        table.add_row(*texts(row["clip_id"], _number(row["start_s"]), _number(row["end_s"]), row["status"], row["verdicts"]))
     return [*shown, table]
 
 
 def _cuts(source: dict[str, Any]) -> "Table":
-    table = _grid("transition", "frame", "time s", title="Where shots change")
+    table = new_table("transition", "frame", "time s", title="Where shots change")
     for frame, time_s in zip(source["cut_frames"], source["cut_times_s"] or [], strict=False):
-        table.add_row(*_texts("hard cut", frame, _number(time_s)))
+        table.add_row(*texts("hard cut", frame, _number(time_s)))
     for span in source["gradual"] or []:
-        table.add_row(*_texts(span["kind"], f"{span['start']} to {span['end']}", ""))
+        table.add_row(*texts(span["kind"], f"{span['start']} to {span['end']}", ""))
     return table
 
 
@@ -283,10 +295,10 @@ def _errors(row: dict[str, Any]) -> "list[RenderableType]":
 
 
 def _facts(title: str, facts: dict[str, Any]) -> "Table":
-    table = _grid("", "", title=title)
+    table = new_table("", "", title=title)
     table.show_header = False
     for key, value in facts.items():
-        table.add_row(*_texts(key, _number(value) if isinstance(value, float) else value))
+        table.add_row(*texts(key, _number(value) if isinstance(value, float) else value))
     return table
 
 
@@ -298,12 +310,14 @@ def _verdicts(
 
     colours = {"pass": "green", "fail": "red", "unmeasured": "yellow"}
     what = "source" if view == "sources" else "clip"
-    table = _grid("subset", f"{what} rule", "verdict", "value", title=f"Rules over the {what}")
+    table = new_table("subset", f"{what} rule", "verdict", "value", title=f"Rules over the {what}")
     for subset in lists:
         for rule in _rules_of(subset, view, row["kind"]):
-            verdict = rows(connection, f"SELECT {_verdict_sql(rule)} AS v FROM {view} WHERE {key} = ? LIMIT 1", [row[key]])[0]["v"]
+            verdict = rows(connection, f"SELECT {_verdict_sql(rule)} AS v FROM {view} WHERE {key} = ? LIMIT 1", [row[key]])[0][
+                "v"
+            ]
             values = ", ".join(f"{c} {_number(row[c])}" for c in rule.columns)
-            table.add_row(*_texts(subset.name, rule.text), Text(verdict, style=colours[verdict]), *_texts(values))
+            table.add_row(*texts(subset.name, rule.text), Text(verdict, style=colours[verdict]), *texts(values))
     return table if table.row_count else Text("")
 
 
@@ -320,7 +334,7 @@ def _verdict_sql(rule: Rule) -> str:
 
 def _places(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "Table":
     """The verdict of each subset, and where the clip's sample is."""
-    table = _grid("subset", "verdict", "split", "bucket", "shard", "position", "sample", title="Verdicts and samples")
+    table = new_table("subset", "verdict", "split", "bucket", "shard", "position", "sample", title="Verdicts and samples")
     found = rows(
         connection,
         """SELECT s.*, p.status, p.error_code, p.shard AS at, p."offset" AS start, p.bytes FROM selection s
@@ -332,19 +346,8 @@ def _places(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "Table":
         if row["kept"] and row["status"] is None:
             sample = "planned, not written yet"
         shown = ("subset", "reason", "split", "bucket", "shard", "position")
-        table.add_row(*_texts(*("" if row[k] is None else row[k] for k in shown), sample))
+        table.add_row(*texts(*("" if row[k] is None else row[k] for k in shown), sample))
     return table
-
-
-def _texts(*values: Any) -> list[Any]:
-    from rich.text import Text
-
-    return [Text("" if v is None else printable_lines(str(v))) for v in values]
-
-
-def printable_lines(text: str) -> str:
-    """`printable`, line by line."""
-    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _number(value: Any) -> str:
@@ -362,9 +365,7 @@ def status(run: str) -> "RenderableType":
     with connect(run) as connection:
         states = dict(connection.execute("SELECT status, count(*) FROM sources GROUP BY 1").fetchall())
         listed = connection.execute("SELECT count(*) FROM units").fetchall()[0][0]
-        codes = rows(
-            connection, "SELECT error_code, count(*) AS n FROM sources WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY n DESC, 1"
-        )
+        codes = rows(connection, ERRORS)
         progress = rows(connection, PROGRESS)
     facts = {
         "units": f"{done} of {units} analyzed",
@@ -374,24 +375,28 @@ def status(run: str) -> "RenderableType":
     }
     shown: list[RenderableType] = [_facts(run, facts)]
     if progress:
-        table = _grid("subset", "clips", "kept", "shards written", "samples failed", title="Subsets")
+        table = new_table("subset", "clips", "kept", "shards written", "samples failed", title="Subsets")
         for row in progress:
             shards = f"{row['done']} of {row['planned']}"
-            table.add_row(*_texts(row["subset"], row["clips"], row["kept"], shards, row["failed"]))
+            table.add_row(*texts(row["subset"], row["clips"], row["kept"], shards, row["failed"]))
         shown.append(table)
     if codes:
-        table = _grid("code", "sources", "meaning", title="Errors")
+        table = new_table("code", "sources", "meaning", title="Errors")
         for row in codes:
-            table.add_row(*_texts(row["error_code"], row["n"], CODES.get(row["error_code"], "")))
+            table.add_row(*texts(row["error_code"], row["n"], CODES.get(row["error_code"], "")))
         shown.append(table)
     return Group(*shown)
 
 
+ERRORS = "SELECT error_code, count(*) AS n FROM sources WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY n DESC, 1"
+"""Sources in error, a row a code."""
 PROGRESS = """
-    SELECT s.subset, s.clips, s.kept, s.planned, coalesce(p.done, 0) AS done, coalesce(p.failed, 0) AS failed FROM
-    (SELECT subset, count(*) AS clips, count(*) FILTER (kept) AS kept, count(DISTINCT shard) AS planned FROM selection GROUP BY 1) s
-    LEFT JOIN (SELECT subset, count(DISTINCT shard) AS done, count(*) FILTER (status <> 'ok') AS failed FROM produced GROUP BY 1) p
-    USING (subset) ORDER BY s.subset"""
+    WITH s AS (SELECT subset, count(*) AS clips, count(*) FILTER (kept) AS kept, count(DISTINCT shard) AS planned
+               FROM selection GROUP BY 1),
+         p AS (SELECT subset, count(DISTINCT shard) AS done, count(*) FILTER (status <> 'ok') AS failed
+               FROM produced GROUP BY 1)
+    SELECT s.*, coalesce(p.done, 0) AS done, coalesce(p.failed, 0) AS failed
+    FROM s LEFT JOIN p USING (subset) ORDER BY s.subset"""
 """Clips, kept, and shards planned and written, a row a subset."""
 
 

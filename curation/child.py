@@ -6,6 +6,7 @@ that call only; the next call starts a fresh child. A child never outlives its p
 
 import contextlib
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -53,15 +54,20 @@ class Child:
         Raises the function's own SourceError, or SourceError timeout, memory or crashed; any other exception of the
         function becomes SourceError internal.
         """
-        process, pipe = self._running()
-        self._calls += 1
+        answered = False
         try:
-            pipe.send((self._calls, function, args, kwargs))
-            number, kind, value, usage = self._answer(process, pipe)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise SourceError("crashed", self._death(process)) from None
-        if number != self._calls:
-            self.close()
+            process, pipe = self._running()
+            self._calls += 1
+            try:
+                pipe.send((self._calls, function, args, kwargs))
+                number, kind, value, usage = self._answer(process, pipe)
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                raise SourceError("crashed", _death(process)) from None
+            answered = number == self._calls
+        finally:
+            if not answered:  # also where the caller is interrupted: a late answer must not meet the next call
+                self.close()
+        if not answered:
             raise SourceError("crashed", "the decoding process answered another call")
         if kind == "error":
             raise SourceError(*value)
@@ -112,22 +118,11 @@ class Child:
                 heard = time.monotonic()
             now = time.monotonic()
             if now - heard > self.limits.stall_s:
-                self.close()
                 raise SourceError("timeout", f"no progress for {self.limits.stall_s:g} s (limits.stall_s)")
             if now - began > self.limits.source_s:
-                self.close()
                 raise SourceError("timeout", f"more than {self.limits.source_s:g} s (limits.source_s)")
             if _resident_mb(process.pid) > self.limits.memory_mb:
-                self.close()
                 raise SourceError("memory", f"more than {self.limits.memory_mb:g} MB (limits.memory_mb)")
-
-    def _death(self, process: subprocess.Popen[bytes]) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        code = process.returncode
-        self.close()
-        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
-        return f"the decoding process died: {how}"
 
 
 @lru_cache(maxsize=1)
@@ -156,6 +151,16 @@ class _Beats:
 _beats = _Beats()
 
 
+def _death(process: subprocess.Popen[bytes]) -> str:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    code = process.returncode
+    if code is not None and code < 0:
+        names = {s.value: s.name for s in signal.Signals}
+        return f"the decoding process died: {names.get(-code, f'signal {-code}')}"
+    return f"the decoding process died: exit status {code}"
+
+
 def _resident_mb(pid: int) -> float:
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -180,6 +185,7 @@ def _die_with(parent: int) -> None:
 
 def _serve(descriptor: int, parent: int) -> None:
     _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process in its own way
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe = _beats.pipe = Connection(descriptor)
     pipe.send(("ready",))
@@ -201,7 +207,11 @@ def _serve(descriptor: int, parent: int) -> None:
             kind, value = "error", ("internal", f"{type(error).__name__}: {error}")
         after = resource.getrusage(resource.RUSAGE_SELF)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        pipe.send((number, kind, value, Usage(cpu, _peak_mb())))
+        usage = Usage(cpu, _peak_mb())
+        try:
+            pipe.send((number, kind, value, usage))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            pipe.send((number, "error", ("internal", f"the result cannot be sent: {error}"), usage))
 
 
 def _peak_mb() -> float:

@@ -63,6 +63,11 @@ TIMING_PACKETS = 300
 
 PROBE_FRAMES = 2
 MANY_ERRORS = 10_000
+"""Packets in a row that may fail to decode before a stream is given up."""
+
+READ_ATTEMPTS = 100
+"""Attempts in a row to read on behind damage of the container."""
+
 WIDEST_PIXEL = 16.0
 """A pixel aspect beyond this, or below its inverse, is damage: no format has it."""
 
@@ -357,7 +362,7 @@ def _packets(
 
     failed = 0
     packets = container.demux(stream)
-    while failed < MANY_ERRORS:
+    while failed < READ_ATTEMPTS:
         try:
             packet = next(packets, None)
         except av.error.FFmpegError as error:

@@ -157,7 +157,8 @@ def open_image(path: str, limits: MediaLimits) -> Picture:
 
     Raises SourceError missing, unreadable, empty, not_media, bad_header, too_large or decode_failed.
     """
-    _check_file(path, limits)
+    if not is_image(_check_file(path, limits)):
+        raise SourceError("not_media", "no JPEG, PNG or WebP image")
     return read_image(path, limits.max_pixels)
 
 

@@ -131,12 +131,10 @@ def read_image(path: str, max_pixels: int) -> Picture:
 @contextlib.contextmanager
 def _image_errors(code: str) -> Iterator[None]:
     """Pillow's many exceptions as SourceErrors; `code` is for those that mean damage."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         yield
-    except UnidentifiedImageError as error:
-        raise SourceError("not_media", "no JPEG, PNG or WebP image") from error
     except Image.DecompressionBombError as error:
         raise SourceError("too_large", str(error)) from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:

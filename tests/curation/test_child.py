@@ -11,7 +11,7 @@ from curation import child
 from curation.errors import SourceError
 from curation.media import MediaLimits
 
-QUICK = MediaLimits(stall_s=3.0, source_s=8.0, memory_mb=400)
+QUICK = MediaLimits(stall_s=2.0, source_s=5.0, memory_mb=400)
 
 
 def double(x: int) -> int:
@@ -47,6 +47,29 @@ def swell() -> None:
     for _ in range(40):
         held.append(b"x" * 50_000_000)
         time.sleep(0.05)
+
+
+def no_pickle() -> object:
+    return lambda: None
+
+
+def say_late(seconds: float) -> str:
+    time.sleep(seconds)
+    return "late"
+
+
+def interrupt_itself() -> str:
+    os.kill(os.getpid(), signal.SIGINT)
+    return "alive"
+
+
+def out_of_memory() -> None:
+    raise MemoryError
+
+
+def die_by(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(5)
 
 
 def burn() -> None:
@@ -85,8 +108,35 @@ def test_what_kills_the_child_costs_that_call_only(worker: child.Child, what: ob
     assert worker.call(double, 5)[0] == 10
 
 
+def test_an_interrupted_call_leaves_no_late_answer(worker: child.Child) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    worker.call(double, 1)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.4)
+        with pytest.raises(KeyboardInterrupt):
+            worker.call(say_late, 2.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert worker.call(double, 21)[0] == 42
+
+
+def test_what_ends_a_call_is_told_apart(worker: child.Child) -> None:
+    with pytest.raises(SourceError, match="internal: the result cannot be sent"):
+        worker.call(no_pickle)
+    with pytest.raises(SourceError, match="memory: no memory left"):
+        worker.call(out_of_memory)
+    assert worker.call(interrupt_itself)[0] == "alive"  # Ctrl-C reaches the whole process group
+    with pytest.raises(SourceError, match="crashed: the decoding process died: SIGABRT"):
+        worker.call(die_by, signal.SIGABRT)
+    with pytest.raises(SourceError, match=f"crashed: the decoding process died: signal {signal.SIGRTMIN + 3}"):
+        worker.call(die_by, signal.SIGRTMIN + 3)
+
+
 def test_progress_keeps_it_alive_up_to_the_whole_limit(worker: child.Child) -> None:
-    assert worker.call(work_for, 4.0)[0] == "done"
+    assert worker.call(work_for, 3.0)[0] == "done"
     with pytest.raises(SourceError, match=r"limits\.source_s"):
         worker.call(work_for, 30.0)
 

@@ -2,12 +2,13 @@ import os
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from curation.errors import SourceError
-from curation.media import MediaLimits, decode, luma, open_image, probe, rgb
+from curation.media import Decoding, MediaLimits, _Clock, _packets, _pictures, decode, luma, open_image, probe, rgb
 from tests.media_samples import make_sound, make_video, moving, number_of, numbered, rotate, texture
 
 LIMITS = MediaLimits()
@@ -213,3 +214,212 @@ def test_a_bomb_of_an_image_is_refused_unopened(tmp_path: Path) -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + size + b"\x08\x02\0\0\0") + chunk(b"IDAT", zlib.compress(b"\0" * 99))
     (tmp_path / "bomb.png").write_bytes(bomb + chunk(b"IEND", b""))
     assert code_of(tmp_path / "bomb.png") == "too_large"
+
+
+FOREIGN = {
+    "playlist": (b"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:10,\nfile:///etc/passwd\n", "unsupported_format"),
+    "manifest": (b'<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>', "unsupported_format"),
+    "photo": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "unsupported_format"),
+    "session": (b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "not_media"),
+    "subtitles": (b"1\n00:00:01,000 --> 00:00:02,000\nHello\n\n2\n00:00:03,000 --> 00:00:04,000\nHi\n", "not_media"),
+    "noise": (np.random.default_rng(0).bytes(5000), "not_media"),
+    "matroska": (b"\x1aE\xdf\xa3" + bytes(300), "bad_header"),
+    "avi": (b"RIFF\x10\0\0\0AVI " + bytes(300), "bad_header"),
+    "huge": (b"YUV4MPEG2 W20000 H20000 F25:1 Ip A1:1 C420\nFRAME\n" + bytes(1000), "bad_header"),
+    "wide": (b"YUV4MPEG2 W16 H16 F25:1 Ip A9999:1 C420\n" + (b"FRAME\n" + bytes(384)) * 3, "bad_header"),
+    "frameless": (b"YUV4MPEG2 W16 H16 F25:1 Ip A1:1 C420\n", "zero_frames"),
+    "cut jpeg": (b"\xff\xd8\xff\xe0" + bytes(6), "bad_header"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_and_broken_content_has_the_right_code(tmp_path: Path, name: str) -> None:
+    content, code = FOREIGN[name]
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    assert code_of(path) == code
+
+
+def test_odd_names_never_reach_the_library(tmp_path: Path) -> None:
+    good = make_video(tmp_path / "good.mp4", numbered(192, 96), 3)
+    for name in (b"a %03d.mp4", b"concat:x|y.mp4", b"http:a.mp4", b"two\nlines.mp4", b"caf\xe9.mp4"):
+        path = tmp_path / os.fsdecode(name)
+        path.write_bytes(good.read_bytes())
+        assert numbers(path) == [0, 1, 2]
+    with pytest.raises(SourceError, match="missing"):
+        probe("a\0b.mp4", LIMITS)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.ts"])
+def test_a_cut_off_file_gives_the_frames_that_are_there(tmp_path: Path, name: str) -> None:
+    path = make_video(tmp_path / name, numbered(192, 96), 60, options={"bf": "2", "b_strategy": "0"})
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    with decode(str(path), LIMITS) as frames:
+        found = [number_of(luma(f.picture)) for f in frames]
+    assert 10 < len(found) < 60
+    assert found[:-3] == list(range(len(found) - 3))  # the last ones may lack what they refer to
+
+
+def test_frames_given_in_spite_of_damage_are_counted(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", moving(320, 180), 60, options={"g": "60"})
+    with decode(str(path), LIMITS) as whole:
+        assert sum(1 for _ in whole) == 60
+    assert whole.errors == 0
+    data = bytearray(path.read_bytes())
+    start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    for at in np.random.default_rng(1).integers(start + (end - start) // 2, end, 200):
+        data[at] ^= 0x55
+    path.write_bytes(data)
+    with decode(str(path), LIMITS) as damaged:
+        count = sum(1 for _ in damaged)
+    assert count > 30 and damaged.errors > 0
+
+
+def test_a_reader_that_breaks_off_still_gives_what_the_decoder_holds(tmp_path: Path) -> None:
+    import av
+
+    class Breaking:
+        """A container whose reading fails for good after 30 packets."""
+
+        def __init__(self, container: Any) -> None:
+            self.packets = container.demux(video=0)
+            self.given = 0
+
+        def demux(self, _: object) -> Any:
+            while self.given < 30:
+                self.given += 1
+                yield next(self.packets)
+            raise av.error.InvalidDataError(1, "broken")
+
+    path = make_video(tmp_path / "a.mp4", numbered(192, 96), 60, options={"bf": "3", "b_strategy": "0"})
+    with av.open(str(path)) as container:
+        stream, decoding = container.streams.video[0], Decoding()
+        found = list(_pictures(_packets(Breaking(container), stream, decoding), decoding))  # type: ignore[arg-type]
+    assert len(found) == 30
+    assert decoding.errors == 100 and len(decoding.notes) == 3
+
+
+def test_storage_that_fails_while_reading_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(tmp_path / "a.mkv", moving(320, 180), 200)
+    whole = path.stat().st_size
+    real = Path.open
+
+    class Failing:
+        def __init__(self, file: Any) -> None:
+            self.file, self.seek, self.tell = file, file.seek, file.tell
+
+        def read(self, n: int = -1) -> bytes:
+            if self.file.tell() > whole // 2:
+                raise OSError(5, "Input/output error")
+            return self.file.read(min(n, 4096))  # type: ignore[no-any-return]
+
+        def __enter__(self) -> "Failing":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+    def opened(self: Path, *args: Any, **kwargs: Any) -> Any:
+        file = real(self, *args, **kwargs)
+        return Failing(file) if kwargs.get("buffering") == 0 else file
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert code_of(path) == "read_failed"
+
+
+def test_the_clock_never_runs_back() -> None:
+    def times(*told: int | None) -> list[float]:
+        clock = _Clock(Fraction(1, 100), 10.0)
+        return [clock.tell(t) for t in told]
+
+    assert times(500, 510, 520) == pytest.approx([0, 0.1, 0.2])
+    assert times(None, 510, None, 530) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert times(0, 10, 10, 20, 30) == pytest.approx([0, 0.1, 0.1, 0.2, 0.3])  # one twice: no lasting shift
+    assert times(0, 10, 5, 20) == pytest.approx([0, 0.1, 0.1, 0.2])
+    assert times(9000, 9010, 0, 10) == pytest.approx([0, 0.1, 0.2, 0.3])  # the clock starts anew
+    assert times(0, 10, 9_000_000, 9_000_010) == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def solid(pix_fmt: str, yuv: tuple[int, int, int], matrix: int, color_range: int, size: tuple[int, int]) -> Any:
+    import av
+
+    frame = av.VideoFrame(*size, pix_fmt)
+    deep = "10" in pix_fmt
+    for plane, value in zip(frame.planes, yuv, strict=True):
+        shape = (plane.height, plane.line_size // (1 + deep))
+        plane.update(np.full(shape, value << 2 * deep, np.uint16 if deep else np.uint8).tobytes())
+    frame.colorspace, frame.color_range = matrix, color_range
+    return frame
+
+
+@pytest.mark.parametrize(
+    "pix_fmt,yuv,matrix,color_range",
+    [
+        ("yuv420p", (63, 102, 240), 1, 1),  # BT.709
+        ("yuv420p", (81, 90, 240), 5, 1),  # BT.601
+        ("yuv420p", (76, 85, 255), 5, 2),  # full range
+        ("yuvj420p", (76, 85, 255), 5, 2),
+        ("yuv420p10le", (63, 102, 240), 1, 1),
+        ("yuv420p", (81, 90, 240), 2, 0),  # says nothing: a small picture is BT.601
+        ("yuv420p", (81, 90, 240), 14, 1),  # a matrix that libswscale refuses
+    ],
+)
+def test_red_is_red(pix_fmt: str, yuv: tuple[int, int, int], matrix: int, color_range: int) -> None:
+    for size in ((64, 48), (33, 25)):
+        picture = rgb(solid(pix_fmt, yuv, matrix, color_range, (65, 49)), *size, 0)
+        assert picture.shape == (size[1], size[0], 3)
+        assert np.abs(picture.astype(int) - (255, 0, 0)).max() <= 4
+
+
+def test_luma_of_ten_bits_loses_its_lowest_two() -> None:
+    import av
+
+    frame = av.VideoFrame(64, 48, "yuv420p10le")
+    stored = np.random.default_rng(0).integers(0, 1024, (48, 64), dtype=np.uint16)
+    frame.planes[0].update(np.pad(stored, ((0, 0), (0, frame.planes[0].line_size // 2 - 64))).tobytes())
+    assert np.array_equal(luma(frame), stored >> 2)
+
+
+def test_grey_of_sixteen_bits_is_not_clipped(tmp_path: Path) -> None:
+    from PIL import Image
+
+    deep = np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    assert probe(str(tmp_path / "a.png"), LIMITS)["bit_depth"] == 16
+    assert np.array_equal(open_image(str(tmp_path / "a.png"), LIMITS)[:, :, 1], deep >> 8)
+
+
+def test_damaged_images_have_codes_and_damaged_exif_is_none(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(texture(200, 100)).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
+    assert probe(str(tmp_path / "half.jpg"), LIMITS)["width"] == 200
+    with pytest.raises(SourceError, match="decode_failed"):
+        open_image(str(tmp_path / "half.jpg"), LIMITS)
+    Image.fromarray(texture(200, 100)).save(tmp_path / "e.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
+    assert probe(str(tmp_path / "e.jpg"), LIMITS)["rotation"] == 0
+    assert open_image(str(tmp_path / "e.jpg"), LIMITS).shape == (100, 200, 3)
+
+
+VIDEOS = Path(os.environ.get("REELSET_VIDEOS") or Path(__file__).parents[3] / "shared" / "videos")
+CODES_OF_REAL_FILES = {
+    "derived_corrupt_no_moov.mp4": "bad_header",
+    "derived_corrupt_text_as.mp4": "not_media",
+    "moviepy_audio_only.mp4": "no_video_stream",
+    "moviepy_zero_bytes.webm": "empty",
+    "mp4parse_chunk_out_of_range.mp4": "bad_header",
+    "mp4parse_invalid_userdata.mp4": "zero_frames",
+    "mp4parse_test_case_1185230.mp4": "decode_failed",
+    "derived_corrupt_truncated50.mkv": "ok",
+    "decord_corrupted.mp4": "ok",
+}
+
+
+@pytest.mark.parametrize("name", CODES_OF_REAL_FILES)
+def test_damaged_files_of_the_labelled_set(name: str) -> None:
+    if not (VIDEOS / name).exists():
+        pytest.skip("the labelled videos are not here (REELSET_VIDEOS)")
+    assert code_of(VIDEOS / name) == CODES_OF_REAL_FILES[name]

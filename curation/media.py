@@ -229,7 +229,7 @@ def _video(container: "av.container.InputContainer") -> "av.video.stream.VideoSt
     ATTACHED = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & ATTACHED]
     if not streams:
-        kinds = sorted({s.type for s in container.streams})
+        kinds = sorted({"cover picture" if s.disposition & ATTACHED else s.type for s in container.streams})
         raise SourceError("no_video_stream", f"streams: {', '.join(kinds) or 'none'}")
     stream = streams[0]
     if stream.codec_context is None:

@@ -103,6 +103,34 @@ def make_sound(path: Path) -> Path:
     return path
 
 
+def make_sound_with_cover(path: Path) -> Path:
+    """A sound file with a cover picture, which libav shows as a video stream."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        voice = container.add_stream("aac", rate=16000, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(texture(64, 64), format="rgb24")
+        container.mux(cover.encode(picture))
+        container.mux(cover.encode(None))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(voice.encode(silence))
+        container.mux(voice.encode(None))
+    return path
+
+
+def start_later(path: Path, ticks: int) -> Path:
+    """Move the beginning of an MP4's edit list by `ticks` of its track's clock: the frames before it are not shown."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 16
+    data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + ticks).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
 def rotate(path: Path, degrees: int) -> Path:
     """Say in an MP4's track header that its picture must be turned `degrees` (90, 180, 270) clockwise to be upright."""
     one = 0x10000

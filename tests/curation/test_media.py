@@ -9,7 +9,17 @@ import pytest
 
 from curation.errors import SourceError
 from curation.media import Decoding, MediaLimits, _Clock, _packets, _pictures, decode, luma, open_image, probe, rgb
-from tests.media_samples import make_sound, make_video, moving, number_of, numbered, rotate, texture
+from tests.media_samples import (
+    make_sound,
+    make_sound_with_cover,
+    make_video,
+    moving,
+    number_of,
+    numbered,
+    rotate,
+    start_later,
+    texture,
+)
 
 LIMITS = MediaLimits()
 
@@ -214,6 +224,26 @@ def test_a_bomb_of_an_image_is_refused_unopened(tmp_path: Path) -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + size + b"\x08\x02\0\0\0") + chunk(b"IDAT", zlib.compress(b"\0" * 99))
     (tmp_path / "bomb.png").write_bytes(bomb + chunk(b"IEND", b""))
     assert code_of(tmp_path / "bomb.png") == "too_large"
+
+
+def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no_video_stream: streams: audio, cover picture"):
+        probe(str(make_sound_with_cover(tmp_path / "a.mp4")), LIMITS)
+
+
+def test_an_unknown_codec_has_a_code(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", moving(160, 96), 5)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    assert code_of(path) == "no_decoder"
+
+
+def test_frames_outside_the_edit_list_do_not_come(tmp_path: Path) -> None:
+    options = {"g": "12", "bf": "2", "b_strategy": "0"}
+    path = make_video(tmp_path / "a.mp4", numbered(192, 96), 60, options=options)
+    start_later(path, 20 * 512)  # 12800 ticks a second
+    assert numbers(path) == list(range(20, 60))
+    with decode(str(path), LIMITS) as frames:
+        assert next(iter(frames)).time_s == 0.0
 
 
 FOREIGN = {

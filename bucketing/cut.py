@@ -102,9 +102,7 @@ def check() -> None:
         raise ConfigError("cutting images needs a Pillow with WebP: install the wheel from PyPI (pip install pillow)")
 
 
-def cut_video(
-    path: str, cuts: Sequence[Cut], turn: Turn, encode: EncodeConfig, limits: MediaLimits, folder: str
-) -> list[Made]:
+def cut_video(path: str, cuts: Sequence[Cut], turn: Turn, encode: EncodeConfig, limits: MediaLimits, folder: str) -> list[Made]:
     """Make the samples of one video as files in `folder`, in one pass up to the last frame that is wanted.
 
     Samples of one source may overlap. An encoder is opened at a sample's first frame and closed at its last one, so
@@ -276,11 +274,11 @@ class _Shaper:
         x, y, wide, high = stored_rect(self.crop, self.turn, (picture.width, picture.height))
         if wide < width or high < height:
             raise ClipError("encode_failed", f"{wide}x{high} stored pixels would be enlarged to {width}x{height}")
+        # bitexact and accurate_rnd: the same pixels with every SIMD level.
+        flags = f"flags={self.resize}+accurate_rnd+bitexact+full_chroma_int"
         chain = (
             f"buffer=video_size={picture.width}x{picture.height}:pix_fmt={picture.format.name}:time_base=1/1000,"
-            f"crop={wide}:{high}:{x}:{y}:exact=1,"
-            # bitexact and accurate_rnd: the same pixels with every SIMD level.
-            f"scale={width}:{height}:flags={self.resize}+accurate_rnd+bitexact+full_chroma_int:{_colours(picture)},"
+            f"crop={wide}:{high}:{x}:{y}:exact=1,scale={width}:{height}:{flags}{_colours(picture, flags)},"
             f"format=yuv420p{TURNS[self.turn.rotation % 360]},buffersink"
         )
         return _linked(chain)
@@ -305,17 +303,22 @@ def _refuse(picture: "av.VideoFrame") -> None:
         raise ClipError("encode_failed", "interlaced pictures are not converted: stop them by a source rule on `interlaced`")
 
 
-def _colours(picture: "av.VideoFrame") -> str:
-    """Arguments of the scale filter: from the picture's matrix and range to BT.709 of limited range.
+def _colours(picture: "av.VideoFrame", flags: str) -> str:
+    """What a scale filter with `flags` still lacks to come from the picture's matrix and range to limited BT.709.
 
-    Where a picture names no matrix: BT.709 from 720 lines on, BT.601 below, as players do.
+    Where a picture names no matrix: BT.709 from 720 lines on, BT.601 below, as players do. Another matrix is changed
+    after shrinking, with full chroma: at the source's size it would cost four times the shrinking.
     """
     to = "out_color_matrix=bt709:out_range=tv"
     if picture.format.name.startswith(("rgb", "bgr", "gbr", "pal", "argb", "abgr", "0rgb")):
-        return to
+        return f":{to}"
     matrix = MATRICES.get(int(picture.colorspace)) or ("bt709" if picture.height >= 720 else "bt601")
     full = picture.color_range == FULL_RANGE or picture.format.name.startswith("yuvj")
-    return f"in_color_matrix={matrix}:in_range={'pc' if full else 'tv'}:{to}"
+    own = f"in_color_matrix={matrix}:in_range={'pc' if full else 'tv'}"
+    if matrix == "bt709" and not full:
+        return f":{own}:{to}"
+    kept = own.replace("in_", "out_")
+    return f":{own}:{kept},format=yuv444p,scale={flags}:{own}:{to}"
 
 
 def stored_rect(crop: Rect, turn: Turn, stored: tuple[int, int]) -> Rect:

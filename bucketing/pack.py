@@ -57,9 +57,7 @@ def write_cuts(run: str, unit: str, made: Iterable[tuple[Made, Mapping[str, Any]
     return rows
 
 
-def pack_shard(
-    run: str, subset: str, shard: str, samples: Sequence[Mapping[str, Any]], describe: Describe
-) -> dict[str, Any]:
+def pack_shard(run: str, subset: str, shard: str, samples: Sequence[Mapping[str, Any]], describe: Describe) -> dict[str, Any]:
     """Write one shard, its rows of `produced/`, and last its index. `shard` is `<split>/<bucket>/shard-000000`.
 
     `samples` come in the order of the plan, each with `clip_id`, `unit` and `key`, its name among the unit's cuts. A

@@ -320,5 +320,7 @@ def _write(frame: Frame, line: str, size: float, base: int, left: int | None = N
     font = cv2.FONT_HERSHEY_DUPLEX
     width = cv2.getTextSize(line, font, size, 2)[0][0]
     place = ((frame.shape[1] - width) // 2 if left is None else left, base)
-    cv2.putText(frame, line, place, font, size, (0, 0, 0), 6, cv2.LINE_AA)
+    # OpenCV 5 has no stroke wider than the letter: the rim is the letters around their place, and the letters on top.
+    for dx, dy in ((-2, -2), (-2, 0), (-2, 2), (0, -2), (0, 2), (2, -2), (2, 0), (2, 2)):
+        cv2.putText(frame, line, (place[0] + dx, place[1] + dy), font, size, (0, 0, 0), 2, cv2.LINE_AA)
     cv2.putText(frame, line, place, font, size, (255, 255, 255), 2, cv2.LINE_AA)

@@ -242,7 +242,7 @@ def _source_story(
         f"""SELECT c.clip_id, c.start_s, c.end_s, c.status,
                    string_agg(concat(s.subset, ': ', s.reason), chr(10) ORDER BY s.subset) AS verdicts
             FROM clips c LEFT JOIN selection s USING (clip_id) WHERE c.source_id = {_text(source["source_id"])}
-            GROUP BY ALL ORDER BY c.start_s""",
+            GROUP BY c.clip_id, c.start_s, c.end_s, c.status ORDER BY c.start_s""",
     )
     table = new_table("clip", "from s", "to s", "status", "verdicts", title="Its clips")
     for row in decided:

@@ -51,7 +51,11 @@ def render(page: Mapping[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("jobs"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"count": "{:,}".format, "size": size, "score": score, "share": share}
     return environment.get_template("report.html.j2").render(page)
@@ -88,6 +92,7 @@ def source_states(connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
     ok, rejected, error = (state.get(s, Amount()) for s in ("ok", "rejected", "error"))
     whole = sum(state.values(), Amount())
     listed = rows(connection, "SELECT count(*) AS n FROM units")[0]["n"]
+    measured = rows(connection, MEASURED)[0]
     why = rows(
         connection,
         f"""SELECT {GROUP} AS reason, count(*) AS n, coalesce(sum(duration_s), 0) AS s FROM sources
@@ -100,10 +105,16 @@ def source_states(connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
         "ok": ok,
         "rejected": rejected,
         "error": error,
+        "measured": Amount(measured["n"], measured["s"]),
         "adds_up": whole.count == ok.count + rejected.count + error.count,
         "why": [{"label": reason_label(w["reason"]), "amount": Amount(w["n"], w["s"])} for w in why],
     }
 
+
+MEASURED = """
+    SELECT count(*) AS n, coalesce(sum(duration_s), 0) AS s FROM sources WHERE status <> 'error'
+    AND source_id IN (SELECT source_id FROM clips UNION SELECT source_id FROM series)"""
+"""Sources that were decoded: those that are ok, and with `score_all` rejected ones too."""
 
 DECIDED = f"""
     CREATE TEMP VIEW decided AS
@@ -220,7 +231,11 @@ def errors(connection: "duckdb.DuckDBPyConnection") -> list[dict[str, Any]]:
 def score_columns(connection: "duckdb.DuckDBPyConnection") -> list[str]:
     """Columns of `clips` that hold a score, those a later scorer added included."""
     described = rows(connection, "SELECT column_name, column_type FROM (DESCRIBE clips)")
-    return [d["column_name"] for d in described if d["column_type"] == "DOUBLE" and d["column_name"] not in ("start_s", "end_s", "fps")]
+    return [
+        d["column_name"]
+        for d in described
+        if d["column_type"] == "DOUBLE" and d["column_name"] not in ("start_s", "end_s", "fps")
+    ]
 
 
 def _measured(connection: "duckdb.DuckDBPyConnection", column: str) -> bool:
@@ -230,16 +245,23 @@ def _measured(connection: "duckdb.DuckDBPyConnection", column: str) -> bool:
 def histograms(connection: "duckdb.DuckDBPyConnection", lists: Sequence[SubsetConfig]) -> Iterator[dict[str, Any]]:
     """One histogram a measured score, with the thresholds that the subsets' rules set on it."""
     for column in score_columns(connection):
-        stats = rows(connection, STATS.format(column=column))[0]
+        stats = rows(connection, STATS.format(column=column, shown=_shown(column)))[0]
         if stats["n"]:
             yield _histogram(connection, column, stats, thresholds(lists, column))
 
 
 STATS = """
-    SELECT count({column}) AS n, count(*) - count({column}) AS missing, min({column}) AS low, max({column}) AS high,
+    SELECT count({column}) AS n,
+           count(*) FILTER ({column} IS NULL AND kind = 'video') AS missing,
+           count(*) FILTER ({column} IS NULL AND kind = 'image') AS images, min({column}) AS low, max({column}) AS high,
            approx_quantile({column}, 0.05) AS p5, approx_quantile({column}, 0.5) AS p50,
            approx_quantile({column}, 0.95) AS p95, approx_quantile({column}, 0.99) AS p99
-    FROM clips WHERE status = 'ok'"""
+    FROM clips WHERE {shown}"""
+
+
+def _shown(column: str) -> str:
+    """The clips that a histogram counts: an image has no duration."""
+    return "status = 'ok' AND kind = 'video'" if column == "duration_s" else "status = 'ok'"
 
 
 @dataclass(frozen=True)
@@ -280,18 +302,21 @@ def _histogram(
     if high <= low:
         high = low + 1
     query = f"""SELECT least({BINS - 1}, greatest(0, floor(({column} - $1) / $2 * {BINS})))::INT AS bin, count(*) AS n
-                FROM clips WHERE status = 'ok' AND {column} IS NOT NULL GROUP BY 1"""
+                FROM clips WHERE {_shown(column)} AND {column} IS NOT NULL GROUP BY 1"""
     counts = {row["bin"]: row["n"] for row in rows(connection, query, [low, high - low])}
     top = max(counts.values())
-    bars = [{"x": b, "n": counts.get(b, 0), "height": counts.get(b, 0) / top} for b in range(BINS)]
-    drawn = [{"line": t, "x": min(1.0, max(0.0, (t.value - low) / (high - low))), "inside": low <= t.value <= high} for t in lines]
+    bars = [{"x": b, "n": counts.get(b, 0), "height": (counts.get(b, 0) / top) ** 0.5} for b in range(BINS)]
+    drawn = [
+        {"line": t, "x": min(1.0, max(0.0, (t.value - low) / (high - low))), "inside": low <= t.value <= high} for t in lines
+    ]
     return {"name": column, **stats, "from": low, "to": high, "tail": stats["high"] > high, "bars": bars, "lines": drawn}
 
 
 def example_frames(connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
     """subset -> reasons, each with up to `EXAMPLES` small pictures; the first of every reason before the second of any."""
     query = f"""SELECT subset, reason, count(*) AS n,
-                       arg_min(struct_pack(clip_id := clip_id, path := path, at := start_s), md5(clip_id), {CANDIDATES}) AS clips
+                       arg_min(struct_pack(clip_id := clip_id, path := path, at := start_s), md5(clip_id), {CANDIDATES})
+                       AS clips
                 FROM decided GROUP BY subset, reason ORDER BY subset, reason = 'kept' DESC, n DESC, reason"""
     reasons = rows(connection, query)
     chosen = [_spread(row["clips"]) for row in reasons]
@@ -299,7 +324,12 @@ def example_frames(connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
     shown: dict[str, list[dict[str, Any]]] = {}
     groups = []
     for row in reasons:
-        group = {"label": reason_label(row["reason"]), "count": row["n"], "pictures": []}
+        group = {
+            "label": reason_label(row["reason"]),
+            "failed": row["reason"].startswith("rule:"),
+            "count": row["n"],
+            "pictures": [],
+        }
         shown.setdefault(row["subset"], []).append(group)
         groups.append(group)
     room, left_out = PICTURE_BYTES, 0
@@ -350,7 +380,7 @@ def reason_label(reason: str) -> str:
     """A grouped reason for people."""
     if reason == "exact_copy":
         return "exact copies of another source"
-    return AFTER.get(reason, reason.removeprefix("rule:").replace("unmeasured:", "unmeasured: ").replace("error:", "error: "))
+    return AFTER.get(reason, reason.removeprefix("rule:") if reason.startswith("rule:") else reason.replace(":", ": ", 1))
 
 
 def share(part: float | None) -> str:

@@ -29,8 +29,7 @@ def what_if(run: str, rules_name: str) -> "RenderableType":
             tally = tallied(connection, "supposed", f"kind = '{kind}'")
             if tally:
                 shown.append(_funnel(f"{subset.name}: {kind} clips", steps(subset, kind, tally), sum(tally.values(), Amount())))
-        shown.append(_outcome(connection, subset))
-        return Group(*shown, *_undecoded(connection, subset))
+        return Group(*shown, *_outcome(connection, subset), *_undecoded(connection, subset))
 
 
 def supposed_sql(subset: SubsetConfig) -> str:
@@ -62,7 +61,7 @@ def _funnel(title: str, found: list[Step], whole: Amount) -> "Table":
     return table
 
 
-def _outcome(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig) -> "Table":
+def _outcome(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig) -> "list[RenderableType]":
     """Kept, dropped and unknown, beside what the run's selection of that name says."""
     supposed = _sums(tallied(connection, "supposed"))
     own = "SELECT c.duration_s, s.reason FROM selection s JOIN clips c USING (clip_id) WHERE s.subset = "
@@ -70,13 +69,12 @@ def _outcome(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig) -> "
     present = _sums(tallied(connection, "own"))
     compared = any(amount.count for amount in present.values())
     columns = ["clips", "hours"] + (["clips now", "hours now", "change"] if compared else [])
-    title = "All clips" if compared else f"All clips (the run has no selection named {subset.name} to compare with)"
-    table = new_table("by the rules alone", *columns, title=title)
+    table = new_table("by the rules alone", *columns, title="All clips")
     for name, amount in supposed.items():
         now = present[name]
         change = [now.count, _hours(now), f"{amount.count - now.count:+d}"] if compared else []
         table.add_row(*texts(name, amount.count, _hours(amount), *change))
-    return table
+    return [table] if compared else [table, f"The run has no selection named {subset.name} to compare with."]
 
 
 def _sums(tally: dict[str, Amount]) -> dict[str, Amount]:

@@ -28,6 +28,8 @@ BLEND_LEVELS = 6.0
 """Least mean difference, in luma levels, of the ends of a dissolve."""
 BLEND_UNLIKE = 0.3
 """Least `1 - correlation` of the ends of a dissolve: a change of exposure is none."""
+SAG, SAG_SLACK = 0.82, 1.5
+"""Below this share of the contrast before and after it, a frame may be this much farther from the mean of its ends."""
 FLAT_STD = 4.0
 """Standard deviation of luma below which a frame is a flat field (black, white or grey), the core of a fade."""
 RAMP_STD = 14.0
@@ -251,7 +253,7 @@ def find_gradual(
     residual: Series, luma_std: Series, cuts: Sequence[int], fps: float, config: ShotConfig
 ) -> list[dict[str, Any]]:
     """Fades and dissolves as {start, end, kind}, half-open, in order, apart; no dissolve crosses a hard cut."""
-    found = _fades(luma_std, fps) + _dissolves(residual, cuts, fps, config.blend_residual)
+    found = _fades(luma_std, fps) + _dissolves(residual, luma_std, cuts, fps, config.blend_residual)
     merged: list[dict[str, Any]] = []
     for start, end, kind in sorted(found):
         if merged and start <= merged[-1]["end"]:
@@ -262,8 +264,13 @@ def find_gradual(
     return merged
 
 
-def _dissolves(residual: Series, cuts: Sequence[int], fps: float, limit: float) -> list[tuple[int, int, str]]:
+def _dissolves(
+    residual: Series, std: Series, cuts: Sequence[int], fps: float, limit: float
+) -> list[tuple[int, int, str]]:
+    """Frames that are nearly the mean of their ends; less nearly will do where contrast sags as a blend's must."""
     found = []
+    sags = contrast_sag(std, fps) < SAG
+    residual = np.where(sags, residual / SAG_SLACK, residual)
     for start, end in runs(residual < limit, gap=2):
         if end - start < max(4, round(0.15 * fps)) or residual[start:end].min() > 0.8 * limit:
             continue
@@ -273,6 +280,15 @@ def _dissolves(residual: Series, cuts: Sequence[int], fps: float, limit: float) 
         high = min([c for c in cuts if c >= end], default=len(residual))
         found.append((max(low, start - grow), min(high, end + grow), "dissolve"))
     return found
+
+
+def contrast_sag(std: Series, fps: float) -> Series:
+    """Contrast of each frame over the lesser of the most contrast within 0.75 s before and after it: about 0.7 halfway
+    through a dissolve of two unlike pictures (their variances add in quarters), about 1 elsewhere."""
+    reach = max(2, round(0.75 * fps))
+    padded = np.pad(std, reach, mode="edge")
+    most = np.lib.stride_tricks.sliding_window_view(padded, reach + 1).max(axis=1)
+    return (std / np.maximum(np.minimum(most[: len(std)], most[reach : reach + len(std)]), 1e-6)).astype(np.float32)
 
 
 def _fades(std: Series, fps: float) -> list[tuple[int, int, str]]:

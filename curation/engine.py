@@ -109,7 +109,7 @@ def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> 
     start_ray(config)
     import ray
 
-    pools = fit(steps, ray.cluster_resources(), len(items))
+    pools = fit(steps, ray.cluster_resources(), len(items))  # type: ignore[no-untyped-call]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -117,7 +117,7 @@ def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> 
     context.execution_options.preserve_order = False
     # Blocks are given as they are (no read task competes for CPUs); one item a block spreads items evenly.
     blocks = min(len(items), 20_000)
-    dataset = ray.data.from_items([{"payload": item} for item in items], override_num_blocks=blocks)
+    dataset: ray.data.Dataset = ray.data.from_items([{"payload": item} for item in items], override_num_blocks=blocks)
     for step, (smallest, largest) in zip(steps, pools, strict=True):
         dataset = dataset.map(
             _actor(step.worker),
@@ -154,7 +154,7 @@ def start_ray(config: EngineConfig) -> None:
     ray.init(
         address=joined,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=True,
         include_dashboard=False if joined is None else None,
     )

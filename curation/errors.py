@@ -1,9 +1,9 @@
 """The error classes, named by how far a failure reaches, and the one table of error codes.
 
-    ConfigError   nothing starts: a setting, a missing package, binary or weight file
-    SourceError   one source becomes an error row; the job goes on
-    ClipError     one clip becomes an error row (or one scorer's columns null with a code); the job goes on
-    StageError    one unit of work failed; it is tried again a bounded number of times
+ConfigError   nothing starts: a setting, a missing package, binary or weight file
+SourceError   one source becomes an error row; the job goes on
+ClipError     one clip becomes an error row (or one scorer's columns null with a code); the job goes on
+StageError    one unit of work failed; it is tried again a bounded number of times
 """
 
 CODES: dict[str, str] = {

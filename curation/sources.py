@@ -18,10 +18,41 @@ from curation.errors import ConfigError
 from curation.tables import SOURCES
 
 VIDEO = frozenset(
-    ".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .mpe .m2v .vob .ts .m2ts .mts .flv .f4v .wmv .asf .3gp .3g2 .ogv .mxf"
-    " .y4m .ivf .divx .dv .rm .rmvb .h264 .hevc".split()
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".qt",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".mpe",
+        ".m2v",
+        ".vob",
+        ".ts",
+        ".m2ts",
+        ".mts",
+        ".flv",
+        ".f4v",
+        ".wmv",
+        ".asf",
+        ".3gp",
+        ".3g2",
+        ".ogv",
+        ".mxf",
+        ".y4m",
+        ".ivf",
+        ".divx",
+        ".dv",
+        ".rm",
+        ".rmvb",
+        ".h264",
+        ".hevc",
+    ]
 )
-IMAGE = frozenset(".jpg .jpeg .png .webp".split())
+IMAGE = frozenset([".jpg", ".jpeg", ".png", ".webp"])
 PATH_COLUMNS = ("path", "file", "url", "video", "file_name")
 
 UNITS = pa.schema(
@@ -135,9 +166,7 @@ def _entry(root: Path, file: Path, kind: str) -> Listed:
     return _local(root, file, info.st_size, kind)
 
 
-def _local(
-    root: Path, file: Path, size: int | None, kind: str, code: str | None = None, why: str | None = None
-) -> Listed:
+def _local(root: Path, file: Path, size: int | None, kind: str, code: str | None = None, why: str | None = None) -> Listed:
     relative = storage.escape(str(file.relative_to(root)))
     return Listed(relative, storage.escape(str(file)), size, kind, code, why and storage.escape(why))
 
@@ -166,9 +195,7 @@ def _manifest(location: str, suffix: str) -> Listing:
         raise ConfigError(f"manifest {location!r} is empty")
     column = next((c for c in PATH_COLUMNS if c in rows[0]), None)
     if column is None:
-        raise ConfigError(
-            f"manifest {location!r} needs a column {' or '.join(PATH_COLUMNS)}; it has {', '.join(rows[0])}"
-        )
+        raise ConfigError(f"manifest {location!r} needs a column {' or '.join(PATH_COLUMNS)}; it has {', '.join(rows[0])}")
     root = location.rsplit("/", 1)[0] if "/" in location else "."
     root = root if storage.is_remote(root) else str(storage.local_path(root).resolve())
     found: dict[str, Listed] = {}
@@ -192,9 +219,7 @@ def _manifest_rows(location: str, suffix: str) -> list[dict[str, Any]]:
     text = storage.read_bytes(location).decode("utf-8-sig", "surrogateescape")
     if suffix == ".txt":
         return [{"path": line} for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return [
-        dict(row) for row in csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",")
-    ]
+    return [dict(row) for row in csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",")]
 
 
 def _named(root: str, named: str, kind: str) -> Listed:
@@ -226,7 +251,7 @@ def _extra_name(column: str) -> str:
 def content_hash(path: Path) -> str:
     """`content_id`: BLAKE2b-128 of the whole file, 32 hexadecimal digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type,return-value]
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def source_id(path: str, size: int | None, content_id: str | None) -> str:

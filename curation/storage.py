@@ -89,7 +89,7 @@ def names(folder: str, suffix: str = "") -> list[str]:
         found = [str(p).rsplit("/", 1)[-1] for p in fs.ls(path, detail=False)]
     else:
         place = local_path(folder)
-        found = os.listdir(place) if place.is_dir() else []
+        found = [p.name for p in place.iterdir()] if place.is_dir() else []
     return sorted(n for n in found if n.endswith(suffix) and n and not n.startswith(("_", ".")))
 
 
@@ -111,20 +111,20 @@ def committed(url: str) -> Iterator[BinaryIO]:
     if is_remote(url):
         fs, path = _remote(url)
         with tempfile.TemporaryFile() as spool:
-            yield spool  # type: ignore[misc]
+            yield spool
             spool.seek(0)
             with fs.open(path, "wb") as out:
                 shutil.copyfileobj(spool, out, 1 << 20)
         return
-    path = local_path(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"_{path.name}.{os.getpid()}")
+    place = local_path(url)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"_{place.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        temporary.replace(path)
+        temporary.replace(place)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -115,7 +115,7 @@ def read_unit(run: str, unit: str) -> Iterator[Source]:
         listed = pq.read_table(file).to_pylist()
     for row in listed:
         extra = {k: v for k, v in row.items() if k not in UNITS.names}
-        fresh = {name: None for name in SOURCES.names} | {k: row[k] for k in ("unit", "path", "bytes", "kind")}
+        fresh = dict.fromkeys(SOURCES.names) | {k: row[k] for k in ("unit", "path", "bytes", "kind")}
         fresh |= {"status": "ok", "source_id": source_id(row["path"], row["bytes"], None)}
         fresh |= {k: row[k] for k in ("exact_copy_of", "error_code", "error_message")}
         yield Source(unit, row["url"], fresh | extra)

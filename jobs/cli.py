@@ -89,9 +89,7 @@ def select(run: Run, config: File = None, set: Set = None, rules: Annotated[list
 
 
 @app.command()
-def shard(
-    run: Run, config: File = None, set: Set = None, engine: Engine = None, address: Address = None
-) -> None:
+def shard(run: Run, config: File = None, set: Set = None, engine: Engine = None, address: Address = None) -> None:
     """Cut and pack what the selection planned and the run folder lacks."""
     _again(run, config, set, None, ("produce",), engine, address)
 

@@ -40,7 +40,7 @@ class Config(BaseModel):
     frames: FramesConfig = FramesConfig()
     text: TextConfig = TextConfig()
     aesthetic: AestheticConfig = AestheticConfig()
-    subsets: tuple[SubsetConfig, ...] = Field(("everyday",), min_length=1, validate_default=True)  # type: ignore[assignment]
+    subsets: tuple[SubsetConfig, ...] = Field(("everyday",), min_length=1, validate_default=True)
     encode: EncodeConfig = EncodeConfig()
     shards: ShardConfig = ShardConfig()
     engine: EngineConfig = EngineConfig()

@@ -8,6 +8,7 @@ after any kind of death goes on where it stopped. Near-duplicates, concepts and 
 `analyze` and `cut`; a run has no such tables until those parts exist, and its report says so.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def again(folder: str, file: Path | None, overrides: Sequence[str], rules: Seque
     if run_folder.fingerprint(old) != run_folder.fingerprint(new):
         raise ConfigError(f"{folder!r} was measured with other settings:\n{run_folder.difference(old, new)}")
     check(config)
-    run_folder.write(folder, {"input": page["config"].get("input"), **config.model_dump(mode="json")}, {**now, "analyze": page["decides"]["analyze"]})
+    resolved = {"input": page["config"].get("input"), **config.model_dump(mode="json")}
+    run_folder.write(folder, resolved, {**now, "analyze": page["decides"]["analyze"]})
     with log(folder) as events:
         follow(folder, config, events, (*parts, "report"), [])
         return outcome(folder, config, events)
@@ -92,9 +94,9 @@ def check(config: Config) -> None:
 
 def unconfigured(config: Config) -> dict[str, str]:
     """Clip columns that this config leaves null, and what to set to have them."""
-    off = {name: "nothing measures it yet" for name in ("face_count_max", "people_score", "camera", "camera_confidence")}
+    off = dict.fromkeys(("face_count_max", "people_score", "camera", "camera_confidence"), "nothing measures it yet")
     if not config.text.enabled:
-        off |= {name: "text.enabled" for name in ("text_score", "text_scene_score", "text_area_frac")}
+        off |= dict.fromkeys(("text_score", "text_scene_score", "text_area_frac"), "text.enabled")
     if not config.aesthetic.enabled:
         off["aesthetic"] = "aesthetic.weights and aesthetic.head"
     return off
@@ -114,18 +116,16 @@ def say_input(events: Events, listing: sources.Listing, wanted: sources.Listing)
 def outcome(folder: str, config: Config, events: Events) -> int:
     """Say how the sources ended; 3 where too large a share is in error."""
     states = storage.read_table(storage.join(folder, "sources"), columns=["status", "error_code"])
-    count = {s: states["status"].to_pylist().count(s) for s in ("ok", "rejected", "error")}
-    total = sum(count.values())
-    assert total == states.num_rows, "a source ended in no known state"
-    codes: dict[str, int] = {}
-    for code in states["error_code"].to_pylist():
-        if code is not None:
-            codes[code] = codes.get(code, 0) + 1
+    count = Counter(states["status"].to_pylist())
+    codes = Counter(states["error_code"].drop_null().to_pylist())
+    total = states.num_rows
+    assert count["ok"] + count["rejected"] + count["error"] == total, "a source ended in no known state"
     events.event("outcome", **count, codes=codes)
-    said = ", ".join(f"{n} {code}" for code, n in sorted(codes.items(), key=lambda c: -c[1]))
-    events.say(f"sources: {total} = {count['ok']} ok + {count['rejected']} rejected + {count['error']} error" + (f" ({said})" if said else ""))
-    if total and count["error"] / total > config.error_budget:
-        events.say(f"over the error budget: {count['error'] / total:.1%} of sources failed, error_budget is {config.error_budget:.1%}")
+    said = f" ({', '.join(f'{n} {code}' for code, n in codes.most_common())})" if codes else ""
+    events.say(f"sources: {total} = {count['ok']} ok + {count['rejected']} rejected + {count['error']} error{said}")
+    share = count["error"] / max(total, 1)
+    if share > config.error_budget:
+        events.say(f"over the error budget: {share:.1%} of sources failed, error_budget is {config.error_budget:.1%}")
         return 3
     return 0
 

@@ -107,7 +107,8 @@ class CutUnits:
 
     def __call__(self, item: Item) -> Item:
         rows = write_cuts(self.run, item["unit"], self.cuts(item["unit"], item["clips"]))
-        return {"unit": item["unit"], "cut": sum(r["status"] == "ok" for r in rows), "failed": sum(r["status"] != "ok" for r in rows)}
+        made = sum(row["status"] == "ok" for row in rows)
+        return {"unit": item["unit"], "cut": made, "failed": len(rows) - made}
 
     def cuts(self, unit: str, clips: Sequence[tuple[str, int]]) -> Iterator[tuple[Made, dict[str, Any]]]:
         """The samples of a unit, source by source, each with the facts of its index row."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import load, resolve
 from curation.errors import ConfigError
+from jobs.config import load, resolve
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -1,7 +1,6 @@
 import gc
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -159,7 +158,9 @@ def test_later_sources_are_new_units_and_leave_the_old_bytes(corpus: Path, tmp_p
     assert len(list((run / "shards").rglob("*.tar"))) == 2
 
 
-def test_a_limit_takes_the_first_and_estimates_the_whole(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_takes_the_first_and_estimates_the_whole(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pipeline.run(str(corpus), str(tmp_path / "run"), settings(), limit=1) == 0
     assert storage.read_table(str(tmp_path / "run" / "sources"))["path"].to_pylist() == ["a moving ü.mp4"]
     assert "estimate for all 7 sources, from 1:" in capsys.readouterr().err
@@ -201,5 +202,5 @@ def test_a_killed_driver_costs_nothing_but_time(whole: Path, corpus: Path, tmp_p
         driver.wait()
     assert pipeline.run(str(corpus / "manifest.csv"), str(run), settings()) == 0
     assert fingerprints(run) == fingerprints(whole)
-    assert not [p for p in run.rglob("_*")] and not (run / "cuts").exists()
-    assert os.path.exists(run / "run.json")
+    assert not list(run.rglob("_*")) and not (run / "cuts").exists()
+    assert (run / "run.json").exists()

@@ -26,7 +26,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) ->
         out.write(b"half")
         raise RuntimeError
     assert storage.read_bytes(place) == b"old"
-    assert os.listdir(tmp_path / "t") == ["a.bin"]
+    assert [p.name for p in (tmp_path / "t").iterdir()] == ["a.bin"]
 
 
 def test_unfinished_files_are_not_listed_and_are_swept(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_unfinished_files_are_not_listed_and_are_swept(tmp_path: Path) -> None:
     assert storage.names(str(tmp_path / "clips")) == ["unit-000001.parquet"]
     assert [Path(p).name for p in storage.walk(str(tmp_path))] == ["unit-000001.parquet"]
     storage.sweep(str(tmp_path))
-    assert os.listdir(tmp_path / "clips") == ["unit-000001.parquet"]
+    assert [p.name for p in (tmp_path / "clips").iterdir()] == ["unit-000001.parquet"]
 
 
 def test_tables_round_trip_in_name_order_with_equal_bytes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from curation import run_folder, storage
 from curation.errors import CODES, ConfigError
-from curation.rules import Rule, SubsetConfig, clip_rule, quote, source_rule
+from curation.rules import Rule, SubsetConfig, clip_rule, source_rule
 from curation.sources import UNITS
 from curation.tables import CLIP_SCORES, CLIPS, COSTS, FRAMES, PRODUCED, SELECTION, SERIES, SOURCES
 
@@ -113,7 +113,7 @@ def rows(connection: "duckdb.DuckDBPyConnection", query: str, values: Sequence[A
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
-def sql(run: str, query: str, csv: bool = False) -> "Table | str":
+def sql(run: str, query: str, csv: bool = False) -> "RenderableType":
     """The answer to one SELECT over the run's views, as a table (the first 1000 rows) or as CSV (all of them).
 
     The query can read nothing outside the run folder and can write nothing. Raises ConfigError with DuckDB's message.
@@ -156,16 +156,17 @@ def _csv(found: "duckdb.DuckDBPyConnection") -> str:
     return out.getvalue()
 
 
-def _table(found: "duckdb.DuckDBPyConnection") -> "Table":
+def _table(found: "duckdb.DuckDBPyConnection") -> "RenderableType":
+    from rich.console import Group
     from rich.text import Text
 
     table = new_table(*(column[0] for column in found.description or []))
     shown = found.fetchmany(SHOWN_ROWS)
     for row in shown:
         table.add_row(*(Text("null", style="dim") if v is None else Text(printable(_plain(v))) for v in row))
-    if found.fetchone() is not None:
-        table.caption = f"the first {len(shown)} rows; --csv prints all"
-    return table
+    if found.fetchone() is None:
+        return table
+    return Group(table, Text(f"the first {len(shown)} rows; --csv prints all", style="dim"))
 
 
 def _plain(value: Any) -> str:
@@ -328,7 +329,7 @@ def _rules_of(subset: SubsetConfig, view: str, kind: str) -> list[Rule]:
 
 
 def _verdict_sql(rule: Rule) -> str:
-    missing = " OR ".join(f"{quote(c)} IS NULL" for c in rule.columns) or "FALSE"
+    missing = " OR ".join(f'"{c}" IS NULL' for c in rule.columns) or "FALSE"
     return f"CASE WHEN {missing} THEN 'unmeasured' WHEN coalesce({rule.sql}, FALSE) THEN 'pass' ELSE 'fail' END"
 
 

@@ -18,8 +18,8 @@ from curation.errors import ConfigError
 from curation.tables import SOURCES
 
 VIDEO = frozenset(
-    (".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ts", ".mts")
-    + (".m2ts", ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".mxf", ".y4m", ".ivf", ".dv", ".rm", ".h264", ".hevc")
+    ".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .mpe .m2v .vob .ts .m2ts .mts .flv .f4v .wmv .asf .3gp .3g2 .ogv .mxf"  # noqa: SIM905
+    " .y4m .ivf .divx .dv .rm .rmvb .h264 .hevc".split()
 )
 IMAGE = frozenset((".jpg", ".jpeg", ".png", ".webp"))
 PATH_COLUMNS = ("path", "file", "url", "video", "file_name")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from bucketing import cut
 from curation import engine, rules, run_folder, sources, storage
 from curation.errors import ConfigError
 from filters import aesthetic, text
@@ -30,6 +31,8 @@ def run(location: str, folder: str, config: Config, limit: int | None = None, pa
     """
     check(config)
     listing = sources.list_input(location)
+    if storage.exists(storage.join(folder, "run.json")):
+        produce.prepare(folder, run_folder.read(folder)["decides"]["produce"], config.decides()["produce"])
     run_folder.open_run(folder, {"input": location, **config.model_dump(mode="json")}, config.decides())
     with log(folder) as events:
         wanted = listing if limit is None else sources.first(listing, limit)
@@ -52,6 +55,7 @@ def again(folder: str, file: Path | None, overrides: Sequence[str], rules: Seque
     if run_folder.fingerprint(old) != run_folder.fingerprint(new):
         raise ConfigError(f"{folder!r} was measured with other settings:\n{run_folder.difference(old, new)}")
     check(config)
+    produce.prepare(folder, page["decides"]["produce"], now["produce"])
     resolved = {"input": page["config"].get("input"), **config.model_dump(mode="json")}
     run_folder.write(folder, resolved, {**now, "analyze": page["decides"]["analyze"]})
     with log(folder) as events:
@@ -89,6 +93,7 @@ def check(config: Config) -> None:
         rules.check(subset, unconfigured(config))
     text.check(config.text)
     aesthetic.check(config.aesthetic)
+    cut.check()
     analyze.stages(config)
 
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from bucketing import buckets
 from bucketing.cut import Cut, EncodeConfig, Made, Turn, cut_image, cut_video
 from bucketing.pack import cut_keys, pack_shard, write_cuts
-from curation import storage
+from curation import run_folder, storage
 from curation.child import Child, shared
 from curation.engine import Item, Step
-from curation.errors import SourceError
+from curation.errors import ConfigError, SourceError
 from curation.media import MediaLimits
 from curation.tables import SELECTION
 from jobs.config import Config
@@ -50,6 +50,21 @@ def missing(run: str, config: Config) -> Missing:
         if not {cut_key(*clip) for clip in clips} <= cut_keys(run, unit)
     ]
     return Missing(cuts, shards)
+
+
+def prepare(run: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse other settings of *produce* where shards exist; cuts that other settings made are removed.
+
+    Raises ConfigError with the difference.
+    """
+    if old == new:
+        return
+    if storage.walk(storage.join(run, "shards"), ".parquet"):
+        raise ConfigError(
+            f"{run!r} has shards made with other settings:\n{run_folder.difference(old, new)}\n"
+            "Use the old settings, or remove shards/ and produced/ first."
+        )
+    storage.remove(storage.join(run, "cuts"))
 
 
 def cut_key(clip_id: str, bucket_class: int) -> str:
@@ -120,7 +135,8 @@ class CutUnits:
             of_source[known[clip_id][0]["source_id"]].append((clip_id, bucket_class))
         for source_id, wanted in of_source.items():
             source = known[wanted[0][0]][1]
-            cuts = [_cut(known[clip_id][0], times.get(source_id), bucket_class) for clip_id, bucket_class in wanted]
+            shape = {name: source[name] for name in ("pixel_aspect", "rotation")}
+            cuts = [_cut(known[clip_id][0] | shape, times.get(source_id), bucket_class) for clip_id, bucket_class in wanted]
             with tempfile.TemporaryDirectory(prefix="reelset-cut-") as folder:
                 for made, cut in zip(self.make(urls[source["path"]], source, cuts, folder), cuts, strict=True):
                     yield made, _facts(cut)

@@ -61,7 +61,12 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
 def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], previous: pa.Table) -> pa.Table:
     sources = _read(folder, "sources", units, SOURCES)
     clips = _read(folder, "clips", units, CLIPS)
-    fits = {row["clip_id"]: _fit(row, subset.bucket_class) for row in clips.to_pylist() if row["status"] == "ok"}
+    shapes = {row["source_id"]: row for row in sources.select(["source_id", "pixel_aspect", "rotation"]).to_pylist()}
+    fits = {
+        row["clip_id"]: _fit(row | shapes[row["source_id"]], subset.bucket_class)
+        for row in clips.to_pylist()
+        if row["status"] == "ok"
+    }
     chosen = rules_select.select(sources, clips, subset, config.seed, previous, rules_select.fit_table(fits))
     taken = plan.next_shards(previous)
     return plan.assign(chosen, config.seed, config.shards, taken)

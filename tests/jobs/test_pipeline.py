@@ -204,3 +204,8 @@ def test_a_killed_driver_costs_nothing_but_time(whole: Path, corpus: Path, tmp_p
     assert fingerprints(run) == fingerprints(whole)
     assert not list(run.rglob("_*")) and not (run / "cuts").exists()
     assert (run / "run.json").exists()
+
+
+def test_other_encoding_is_refused_where_shards_exist(whole: Path, corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"encode\.crf: 18 -> 30"):
+        pipeline.run(str(corpus / "manifest.csv"), str(whole), settings(encode={"preset": "ultrafast", "crf": 30}))

@@ -51,7 +51,7 @@ class Wanted:
         clips = {c["clip_id"] for c in source.clips if c["status"] == "ok"}
         if self.score_all or not clips:
             return clips
-        return clips - stopped(storage.rows_table(source.clips, CLIPS), self.subsets)
+        return clips - stopped(storage.rows_table(source.clips, CLIPS), self.subsets, source.row)
 
 
 def done_units(run: str) -> list[str]:

@@ -65,7 +65,7 @@ def gather(connection: "duckdb.DuckDBPyConnection", front: Mapping[str, Any], li
     """Everything the page shows."""
     sources = source_states(connection)
     connection.execute(DECIDED)
-    made = [_subset(connection, subset, sources) for subset in lists]
+    made = [_subset(connection, subset, sources) for subset in (*lists, *_others(connection, lists))]
     pictures = example_frames(connection)
     views = {row["name"] for row in rows(connection, "SHOW TABLES")}
     return {
@@ -83,6 +83,14 @@ def gather(connection: "duckdb.DuckDBPyConnection", front: Mapping[str, Any], li
         "kinds": [{"title": t, "rows": rows(connection, q)} for t, q in KINDS.items()],
         "costs": rows(connection, COSTS),
     }
+
+
+def _others(connection: "duckdb.DuckDBPyConnection", lists: Sequence[SubsetConfig]) -> list[SubsetConfig]:
+    """Selections made with lists that `run.json` does not name any more: their reasons are known, not their rules' order."""
+    found = rows(connection, "SELECT DISTINCT subset AS name FROM selection ORDER BY 1")
+    about = "Decided by a list that run.json does not name any more: its reasons stand in no order."
+    names = [row["name"] for row in found if row["name"] not in {s.name for s in lists}]
+    return [SubsetConfig.model_construct(name=name, about=about) for name in names]
 
 
 def source_states(connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
@@ -129,9 +137,11 @@ def _subset(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig, sourc
     for row in rows(connection, query, [subset.name]):
         tally[row["kind"]][row["reason"]] = Amount(row["n"], row["s"])
     clips = rows(connection, "SELECT count(*) AS n FROM clips")[0]["n"]
-    reasons = {r: a for kind in tally.values() for r, a in kind.items()}
+    reasons: dict[str, Amount] = {}
+    for reason, amount in [pair for kind in tally.values() for pair in kind.items()]:
+        reasons[reason] = reasons.get(reason, Amount()) + amount
     decided = sum(a.count for kind in tally.values() for a in kind.values())
-    kept = sum(kind.get("kept", Amount()).count for kind in tally.values())
+    kept = reasons.get("kept", Amount())
     error = sum(a.count for kind in tally.values() for r, a in kind.items() if r.startswith("error:"))
     dropped = rows(
         connection,
@@ -142,10 +152,11 @@ def _subset(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig, sourc
         "config": subset,
         "clips": clips,
         "decided": decided,
-        "kept": kept,
+        "kept": kept.count,
+        "kept_seconds": kept.seconds,
         "dropped": dropped,
         "error": error,
-        "adds_up": decided == kept + dropped + error and decided <= clips,
+        "adds_up": decided == kept.count + dropped + error and decided <= clips,
         "funnels": [funnel(subset, kind, amounts, sources) for kind, amounts in tally.items() if amounts],
         "after": [(r, a) for r, a in reasons.items() if not r.startswith("rule:") and r not in ("kept", "exact_copy")],
         "buckets": rows(connection, BUCKETS, [subset.name]),

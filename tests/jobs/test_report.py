@@ -8,11 +8,11 @@ import pytest
 
 from curation.rules import SubsetConfig
 from curation.run_folder import read
-from curation.tables import FRAMES
+from curation.tables import FRAMES, SELECTION
 from jobs import report
 from jobs.funnel import Amount, steps
 from jobs.inspect import connect, subsets
-from tests.jobs.run_samples import NASTY, SUBSET, make_run, write
+from tests.jobs.run_samples import NASTY, SUBSET, make_run, verdict, write
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +188,26 @@ def test_a_run_with_nothing_in_it(tmp_path: Path) -> None:
     (bare / "run.json").write_bytes((tmp_path / "whole" / "run.json").read_bytes())
     write(bare / "frames" / "unit-000000.parquet", [], FRAMES)
     assert "sources: 0 in" in plain(Path(report.write_report(str(bare))).read_text())
+
+
+def test_a_selection_whose_list_is_gone_is_shown(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (tmp_path / "selection" / "small").rename(tmp_path / "selection" / "older")
+    shown = plain(Path(report.write_report(str(tmp_path))).read_text())
+    assert "clips, older: 6 = 2 kept + 3 dropped + 1 error &ensp; ✓ adds up" in shown
+    assert "a list that run.json does not name any more" in shown
+    assert "rule:border_frac &lt; 0.02 1 " in shown
+
+
+def test_a_reason_of_videos_and_images_is_counted_whole(tmp_path: Path) -> None:
+    made = make_run(tmp_path)
+    chosen = [verdict(c, "unselected:too_small") for c in made["clips"]]
+    write(tmp_path / "selection" / "small" / "unit-000000--unit-000000.parquet", chosen, SELECTION)
+    with connect(str(tmp_path)) as connection:
+        found = report.gather(connection, read(str(tmp_path)), subsets(str(tmp_path)))["subsets"][0]
+    assert [(r, a.count) for r, a in found["after"]] == [("unselected:too_small", 6)]
+    assert found["kept"] == 0 and found["adds_up"]
+
+
+def test_kept_hours_stand_beside_kept_clips(page: str) -> None:
+    assert "2 clips kept, 0.10 min: small" in plain(page)

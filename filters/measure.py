@@ -3,6 +3,7 @@
 `measure` runs in a killable child process; `Measure` is the stage that owns the child.
 """
 
+import bisect
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,7 +164,8 @@ def _motion_scores(
 
 def _inside(sampled: Sequence[Sampled], span: Span) -> list[Sampled]:
     """The samples inside a clip; for a clip too short to have any, none."""
-    return [s for s in sampled if span[0] <= s.frame < span[1]]
+    first, last = (bisect.bisect_left(sampled, frame, key=lambda s: s.frame) for frame in span)
+    return list(sampled[first:last])
 
 
 def _still_scores(

@@ -1,5 +1,6 @@
 """All per-frame measures of one source, fed frame by frame: what it holds grows by a few floats a frame."""
 
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -60,14 +61,14 @@ class Meter:
     every_s: float
     network: ShotNet | None
     spill_file: BinaryIO
-    times: list[float] = field(default_factory=list)
+    times: "array[float]" = field(default_factory=lambda: array("d"))
     sampled: list[Sampled] = field(default_factory=list)
     shape: tuple[int, int] = (0, 0)
     """Height and width of the stored frames, of the first one where they change on the way."""
 
     def __post_init__(self) -> None:
         self.fps = min(240.0, max(1.0, self.row["fps"] or DEFAULT_FPS))
-        self.columns: dict[str, list[float]] = {name: [] for name in PER_FRAME}
+        self.columns = {name: array("d") for name in PER_FRAME}
         self.spill = Spill(self.spill_file, self.frames.quality)
         self.hsv: Plane | None = None
         self.luma = motion.LumaMotion()
@@ -119,8 +120,8 @@ class Meter:
         count = len(self.times)
         out: dict[str, Any] = {"time_s": np.array(self.times)}
         for name, values in self.columns.items():
-            rest = [values[-1] if values else 0.0] * (count - len(values))
-            out[name] = np.array(values + rest, np.float32)
+            # The frames after the last pair of flow moved like those of the pair.
+            out[name] = np.pad(np.array(values, np.float32), (0, count - len(values)), mode="edge")
         out["picture_change"], out["blend_residual"] = self.pictures.finish()
         out["shot_probability"] = self.network.finish() if self.network is not None else None
         return out | sampled_series(self.sampled)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from filters.planes import Plane, shrink
+from filters.planes import Plane
 
 Series = NDArray[np.float32]
 
@@ -105,13 +105,11 @@ class Flow:
         index, self.index = self.index, self.index + 1
         if index % self.gap:
             return None
-        halved = shrink(luma, 2) if min(luma.shape) >= 64 else luma
-        scale = scale * 2 if halved is not luma else scale
-        before, self.before = self.before, halved
-        if before is None or min(halved.shape) < 16:
+        before, self.before = self.before, luma
+        if before is None or min(luma.shape) < 16:
             return None
         pixels = scale * REFERENCE_SHORT_SIDE / self.short / self.gap
-        moved = _displacement(before, halved, self.flow.calc(before, halved, None))  # type: ignore[call-overload]
+        moved = _displacement(before, luma, self.flow.calc(before, luma, None))  # type: ignore[call-overload]
         return moved[0] * pixels, moved[1] * pixels, moved[2] * pixels
 
 
@@ -120,10 +118,9 @@ def _displacement(before: Plane, after: Plane, flow: NDArray[np.float32]) -> tup
     import cv2
 
     height, width = before.shape[0] // BLOCK * BLOCK, before.shape[1] // BLOCK * BLOCK
-    cut = (slice(height), slice(width))
-    gradient = cv2.convertScaleAbs(cv2.Sobel(before, cv2.CV_16S, 1, 0)[cut])
-    gradient = cv2.add(gradient, cv2.convertScaleAbs(cv2.Sobel(before, cv2.CV_16S, 0, 1)[cut]))
-    size = (width // BLOCK, height // BLOCK)
+    cut, size = (slice(height), slice(width)), (width // BLOCK, height // BLOCK)
+    dx, dy = cv2.spatialGradient(before)
+    gradient = cv2.add(cv2.convertScaleAbs(dx[cut]), cv2.convertScaleAbs(dy[cut]))
     texture = cv2.resize(gradient, size, interpolation=cv2.INTER_AREA)
     # Wide in type: the mean of a block's absolute differences is a fraction of a level.
     change = cv2.resize(cv2.absdiff(before[cut], after[cut]).astype(np.float32), size, interpolation=cv2.INTER_AREA)
@@ -132,9 +129,8 @@ def _displacement(before: Plane, after: Plane, flow: NDArray[np.float32]) -> tup
     if np.count_nonzero(textured) < 4:
         textured = np.ones_like(textured)
     moved = vectors[textured] * (change[textured] > NOISE_LEVELS)[:, None]
-    length = float(np.hypot(moved[:, 0], moved[:, 1]).mean())
-    dx, dy = np.median(moved, axis=0)
-    return length, float(dx), float(dy)
+    middle = np.partition(moved, len(moved) // 2, axis=0)[len(moved) // 2]
+    return float(np.hypot(moved[:, 0], moved[:, 1]).mean()), float(middle[0]), float(middle[1])
 
 
 def flow_gap(fps: float) -> int:
@@ -210,11 +206,13 @@ def slideshow_score(
         return None
     low, high = _neighbourhood(*span_s, source_end_s, SLIDE_WINDOW_S)
     a, b = (int(i) for i in np.searchsorted(time_s, [low, high]))
-    still = _still(changed, time_s, lag)
+    if b <= a:
+        return None
+    still = _still(changed[a:b], time_s[a:b], lag)
     joints = [(c, c) for c in cuts] + [(g["start"], g["end"]) for g in gradual]
-    inside = [(p, q) for p, q in joints if a < p and q < b]
+    inside = [(p - a, q - a) for p, q in joints if a < p and q < b]
     changes = sum(bool(still[p - 1] and still[min(q + lag, len(still) - 1)]) for p, q in inside)
-    return float(still[a:b].mean()) * min(1.0, changes / 2) if b > a else None
+    return float(still.mean()) * min(1.0, changes / 2)
 
 
 def _still(changed: Series, time_s: NDArray[np.float64], lag: int) -> NDArray[np.bool_]:

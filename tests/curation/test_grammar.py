@@ -50,7 +50,7 @@ def ask(rule: str | Rule, *rows: dict[str, Any], schema: pa.Schema = SCHEMA) -> 
         ("WIDTH = 5", None),
         ("width / height < 2", "((CAST(width AS DOUBLE) / nullif(CAST(height AS DOUBLE), 0.0E0)) < 2)"),
         ("width * 9 > frames", "((CAST(width AS DOUBLE) * 9.0E0) > frames)"),
-        ("camera in ('pan_left', 'it''s')", "(camera IN ('pan_left', 'it''s'))"),
+        ("camera in ('pan_left', 'it''s')", "(camera IN ('pan_left', concat('it', chr(39), 's')))"),
         ("aesthetic is not null", "(aesthetic IS NOT NULL)"),
         ("frames > 3000000000", "(frames > 3000000000.0E0)"),
         ("a" * 3 + " > 1", None),

@@ -1,4 +1,4 @@
-"""From measured clips to a selection: errors, rules, fit to a bucket, aspect mix, split. One SQL, integer draws.
+"""From measured clips to a selection: errors, rules, fit to a bucket, aspect mix, split. Plain SQL, integer draws.
 
 Near-duplicates and concept resampling have their place between the rules and the mix; until their tables exist every
 clip that passes the rules has weight 1 and no cluster.
@@ -6,8 +6,8 @@ clip that passes the rules has weight 1 and no cluster.
 
 import hashlib
 from collections.abc import Mapping
-
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import pyarrow as pa
 
@@ -16,13 +16,17 @@ from curation.tables import SELECTION
 
 if TYPE_CHECKING:
     import duckdb
+    from pyarrow.dataset import Dataset
+
+Rows: TypeAlias = Union[pa.Table, "Dataset"]
+"""Rows in memory, or Parquet files that are read as they are needed."""
 
 FIT = pa.schema([("clip_id", pa.string()), ("bucket", pa.string()), ("bucket_why", pa.string()), ("misfit", pa.string())])
 """What the shape buckets say of a clip: a bucket, or why none fits (`too_small`, `too_few_frames`)."""
 
-
-LANDSCAPE = "(CAST(split_part(split_part(bucket, '-', 2), 'x', 1) AS INT) >= CAST(split_part(split_part(bucket, '-', 2), 'x', 2) AS INT))"
-"""Whether a bucket, named like `v256-16x9-f128`, is at least as wide as high."""
+RATIO = "string_split(split_part(bucket, '-', 2), 'x')"
+LANDSCAPE = f"CAST({RATIO}[1] AS INT) >= CAST({RATIO}[2] AS INT)"
+"""Whether a bucket, named like `v256-16x9-f128`, is at least as wide as high: what training will see of the clip."""
 
 
 def draw_sql(seed: int, purpose: str, column: str) -> str:
@@ -43,77 +47,80 @@ def draw(seed: int, purpose: str, value: str) -> str:
     return hashlib.md5(f"{seed}/{purpose}/{value}".encode(), usedforsecurity=False).hexdigest()[:8]
 
 
-def select(
-    sources: pa.Table, clips: pa.Table, subset: SubsetConfig, seed: int, previous: pa.Table, fits: pa.Table
-) -> pa.Table:
-    """One row of `tables.SELECTION` a clip, sorted by clip_id; `shard` and `position` are left null.
+def fit_table(fits: Mapping[str, tuple[str | None, str, str | None]]) -> pa.Table:
+    """`clip_id -> (bucket, why, misfit)` as a `FIT` table."""
+    rows = [{"clip_id": k, "bucket": b, "bucket_why": w, "misfit": m} for k, (b, w, m) in fits.items()]
+    return pa.Table.from_pylist(rows, schema=FIT)
 
-    `previous` has the rows of earlier selections of the same subset: they are not decided again, and what they kept
-    counts first in the quotas. `fits` is a `FIT` table. The first of these that applies is the reason: `error:<code>`,
-    `rule:<text>`, `unmeasured:<column>`, `unselected:too_small|too_few_frames`, `unselected:aspect_mix`, `kept`.
+
+def select(sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous: Rows, fits: Rows) -> pa.Table:
+    """One row of `tables.SELECTION` a new clip, sorted by clip_id; `shard` and `position` are left null.
+
+    `previous` has the rows of earlier selections of the same subset: they are not decided again nor given back, and
+    what they kept counts first in the quotas. `fits` is a `FIT` table. The first of these that applies is the reason:
+    `error:<code>`, `rule:<text>`, `unmeasured:<column>`, `unselected:too_small|too_few_frames`,
+    `unselected:aspect_mix`, `kept`. The same rows in another order or number of files give the same table.
     """
     import duckdb
 
-    with duckdb.connect(config={"threads": 1}) as connection:
-        for name, table in {"sources": sources, "clips": clips, "previous": previous, "fits": fits}.items():
-            connection.register(name, table)
-        connection.execute(f"CREATE TABLE decided AS {_decided_sql(subset, seed)}")
+    with TemporaryDirectory() as spill, duckdb.connect(config={"temp_directory": spill}) as connection:
+        for name, rows in {"sources": sources, "clips": clips, "previous": previous, "fits": fits}.items():
+            connection.register(name, rows)
+        connection.execute(f"CREATE TABLE decided AS {_decided_sql(subset)}")
+        _check_whole(connection)
         if subset.landscape_share is not None:
             _mix(connection, subset.landscape_share, seed)
+        split = f"CASE WHEN {draw_sql(seed, 'split', 'family')} < {literal(threshold(subset.validation_share))}"
         query = f"""
             SELECT clip_id, source_id, reason = 'kept' AS kept, reason, NULL AS cluster,
-                   CASE WHEN reason = 'kept' THEN 1.0 END AS weight,
-                   CASE WHEN reason = 'kept' THEN CASE WHEN {draw_sql(seed, "split", "family")}
-                        < {literal(threshold(subset.validation_share))} THEN 'validation' ELSE 'train' END END AS split,
-                   CASE WHEN reason = 'kept' THEN bucket END AS bucket, bucket_why, NULL AS shard, NULL AS position
+                   CASE WHEN kept THEN 1.0 END AS weight,
+                   CASE WHEN kept THEN {split} THEN 'validation' ELSE 'train' END END AS split,
+                   CASE WHEN kept THEN bucket END AS bucket, bucket_why, NULL AS shard, NULL AS position
             FROM decided ORDER BY clip_id"""
         chosen = connection.sql(query).to_arrow_table()
     return chosen.cast(SELECTION)
 
 
-def _decided_sql(subset: SubsetConfig, seed: int) -> str:
-    """Every new clip with its reason before the mix. A clip's split follows its source, a copy's its original."""
+def _decided_sql(subset: SubsetConfig) -> str:
+    """Every new clip with its reason before the mix. A clip's split follows its source's family: a copy's original."""
     video = reason_sql([clip_rule(t) for t in subset.clip_rules])
     image = reason_sql([clip_rule(t) for t in subset.image_rules])
     source = reason_sql([source_rule(t) for t in subset.source_rules])
     return f"""
-        WITH judged AS (SELECT source_id, coalesce(exact_copy_of, source_id) AS family,
-               CASE WHEN exact_copy_of IS NOT NULL THEN concat('rule:exact_copy_of ', exact_copy_of)
-                    WHEN kind = 'video' THEN {source} END AS source_reason FROM sources),
-             ruled AS (SELECT clip_id, CASE WHEN kind = 'image' THEN {image} ELSE {video} END AS clip_reason FROM clips)
-        SELECT c.clip_id, c.source_id, c.kind, j.family, f.bucket, f.bucket_why,
-               coalesce(CASE WHEN c.status = 'error' THEN concat('error:', c.error_code) END,
-                        j.source_reason, r.clip_reason,
-                        CASE WHEN f.bucket IS NULL THEN concat('unselected:', coalesce(f.misfit, 'no_bucket')) END,
-                        'kept') AS reason
-        FROM clips c JOIN judged j USING (source_id) JOIN ruled r USING (clip_id) LEFT JOIN fits f USING (clip_id)"""
+        WITH judged AS (
+            SELECT source_id, coalesce(exact_copy_of, source_id) AS family,
+                   CASE WHEN exact_copy_of IS NOT NULL THEN concat('rule:exact_copy_of ', exact_copy_of)
+                        WHEN kind = 'video' THEN {source} END AS source_reason
+            FROM sources)
+        SELECT clip_id, source_id, kind, family, bucket, bucket_why,
+               CASE WHEN status = 'error' THEN concat('error:', coalesce(error_code, 'internal'))
+                    ELSE coalesce(source_reason, CASE WHEN kind = 'image' THEN {image} ELSE {video} END,
+                                  CASE WHEN bucket IS NULL THEN concat('unselected:', coalesce(misfit, 'no_bucket')) END,
+                                  'kept') END AS reason
+        FROM clips ANTI JOIN previous USING (clip_id) JOIN judged USING (source_id) LEFT JOIN fits USING (clip_id)"""
+
+
+def _check_whole(connection: "duckdb.DuckDBPyConnection") -> None:
+    """Every new clip is decided exactly once."""
+    new = "SELECT count(*) FROM clips ANTI JOIN previous USING (clip_id)"
+    decided, distinct, clips = connection.execute(f"SELECT count(*), count(DISTINCT clip_id), ({new}) FROM decided").fetchall()[
+        0
+    ]
+    assert decided == distinct == clips, f"{clips} clips, {decided} decisions: a source is missing or an id is not unique"
 
 
 def _mix(connection: "duckdb.DuckDBPyConnection", landscape_share: float, seed: int) -> None:
     """Drop the surplus of landscape or portrait videos, the highest draws first; what earlier runs kept stays."""
-    share = int(round(landscape_share * 1000))
-    old = dict(
-        connection.execute(
-            f"SELECT {LANDSCAPE}, count(*) FROM previous WHERE kept AND starts_with(bucket, 'v') GROUP BY 1"
-        ).fetchall()
-    )
-    new = dict(
-        connection.execute(
-            f"SELECT {LANDSCAPE}, count(*) FROM decided WHERE reason = 'kept' AND kind = 'video' GROUP BY 1"
-        ).fetchall()
-    )
-    total = {side: old.get(side, 0) + new.get(side, 0) for side in (True, False)}
-    quota = {True: total[False] * share // (1000 - share), False: total[True] * (1000 - share) // share}
+    of_1000 = round(landscape_share * 1000)
+    count = f"SELECT {LANDSCAPE}, count(*) FROM"
+    old = dict(connection.execute(f"{count} previous WHERE kept AND starts_with(bucket, 'v') GROUP BY 1").fetchall())
+    new = dict(connection.execute(f"{count} decided WHERE reason = 'kept' AND kind = 'video' GROUP BY 1").fetchall())
+    wide, high = (old.get(side, 0) + new.get(side, 0) for side in (True, False))
+    quota = {True: high * of_1000 // (1000 - of_1000), False: wide * (1000 - of_1000) // of_1000}
     for side in (True, False):
-        room = max(0, min(new.get(side, 0), quota[side] - old.get(side, 0)))
+        room = max(0, quota[side] - old.get(side, 0))
         connection.execute(
             f"""UPDATE decided SET reason = 'unselected:aspect_mix' WHERE clip_id IN (
-                SELECT clip_id FROM decided WHERE reason = 'kept' AND kind = 'video' AND {LANDSCAPE} = {side}
+                SELECT clip_id FROM decided WHERE reason = 'kept' AND kind = 'video' AND ({LANDSCAPE}) = {side}
                 ORDER BY {draw_sql(seed, "aspect_mix", "clip_id")}, clip_id OFFSET {room})"""
         )
-
-
-def fit_table(fits: Mapping[str, tuple[str | None, str, str | None]]) -> pa.Table:
-    """`clip_id -> (bucket, why, misfit)` as a `FIT` table."""
-    rows = [{"clip_id": k, "bucket": b, "bucket_why": w, "misfit": m} for k, (b, w, m) in fits.items()]
-    return pa.Table.from_pylist(rows, schema=FIT)

@@ -1,113 +1,234 @@
+import hashlib
+import random
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
 
+from bucketing.buckets import all_buckets
 from curation.rules import SubsetConfig
-from curation.select import draw, fit_table, select, threshold
+from curation.select import LANDSCAPE, draw, fit_table, select, threshold
 from curation.tables import CLIPS, SELECTION, SOURCES
 
-WIDE, HIGH = "v256-16x9-f128", "v256-9x16-f128"
+Row = dict[str, Any]
+Corpus = tuple[list[Row], list[Row], dict[str, tuple[str | None, str, str | None]]]
+WIDE, SQUARE, HIGH, PHOTO = "v256-16x9-f128", "v256-1x1-f256", "v256-9x16-f128", "i256-9x16"
+NONE_BEFORE = SELECTION.empty_table()
 
 
-def sources(*rows: dict[str, object]) -> pa.Table:
+def sources(*rows: Row) -> pa.Table:
     base = dict.fromkeys(SOURCES.names) | {"kind": "video", "status": "ok", "duration_s": 10.0}
     return pa.Table.from_pylist([base | r for r in rows], schema=SOURCES)
 
 
-def clips(*rows: dict[str, object]) -> pa.Table:
+def clips(*rows: Row) -> pa.Table:
     base = dict.fromkeys(CLIPS.names) | {"kind": "video", "status": "ok", "motion_mv": 2.0}
     return pa.Table.from_pylist([base | r for r in rows], schema=CLIPS)
 
 
-def corpus(count: int, bucket: str, prefix: str) -> tuple[list[dict[str, object]], list[dict[str, object]], dict[str, object]]:
+def corpus(count: int, bucket: str, prefix: str) -> Corpus:
+    """One clip a source, all of one bucket."""
     ids = [f"{prefix}{n:04d}" for n in range(count)]
-    fits = {i: (bucket, "fits", None) for i in ids}
-    return [{"source_id": i} for i in ids], [{"clip_id": i, "source_id": i} for i in ids], fits
+    kind = "image" if bucket.startswith("i") else "video"
+    videos = [{"source_id": i, "kind": kind} for i in ids]
+    return videos, [{"clip_id": i, "source_id": i, "kind": kind} for i in ids], dict.fromkeys(ids, (bucket, "fits", None))
 
 
-NONE_BEFORE = SELECTION.empty_table()
+def chosen(subset: SubsetConfig, *corpora: Corpus, seed: int = 0, previous: pa.Table = NONE_BEFORE) -> pa.Table:
+    videos = [row for s, _, _ in corpora for row in s]
+    spans = [row for _, c, _ in corpora for row in c]
+    fits = {k: v for _, _, f in corpora for k, v in f.items()}
+    return select(sources(*videos), clips(*spans), subset, seed, previous, fit_table(fits))
 
 
 def reasons(table: pa.Table) -> dict[str, str]:
     return dict(zip(table["clip_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
+def tally(table: pa.Table) -> dict[tuple[str, str], int]:
+    """(first letter of the id, reason) -> clips."""
+    return Counter((i[0], r) for i, r in reasons(table).items())
+
+
 def test_each_reason_in_its_order() -> None:
-    subset = SubsetConfig(name="x", source_rules=("duration_s >= 4",), clip_rules=("motion_mv > 1",), image_rules=("width >= 9",))
+    rules = {"source_rules": ("duration_s >= 4",), "clip_rules": ("motion_mv > 1",), "image_rules": ("width >= 9",)}
     found = select(
         sources(
             {"source_id": "s"},
             {"source_id": "short", "duration_s": 1.0},
+            {"source_id": "long?", "duration_s": None},
             {"source_id": "copy", "exact_copy_of": "s"},
             {"source_id": "image", "kind": "image", "duration_s": 0.0},
         ),
         clips(
             {"clip_id": "kept", "source_id": "s"},
             {"clip_id": "broken", "source_id": "short", "status": "error", "error_code": "crashed"},
+            {"clip_id": "broken?", "source_id": "s", "status": "error"},
             {"clip_id": "of_short", "source_id": "short", "motion_mv": 0.0},
+            {"clip_id": "of_long?", "source_id": "long?", "motion_mv": 0.0},
             {"clip_id": "slow", "source_id": "s", "motion_mv": 0.5},
             {"clip_id": "unknown", "source_id": "s", "motion_mv": None},
             {"clip_id": "of_copy", "source_id": "copy"},
             {"clip_id": "small", "source_id": "s"},
+            {"clip_id": "slow_and_small", "source_id": "s", "motion_mv": 0.5},
+            {"clip_id": "unasked", "source_id": "s"},
             {"clip_id": "picture", "source_id": "image", "kind": "image", "motion_mv": None, "width": 10},
             {"clip_id": "tiny", "source_id": "image", "kind": "image", "motion_mv": None, "width": 8},
         ),
-        subset,
+        SubsetConfig(name="x", **rules),
         0,
         NONE_BEFORE,
         fit_table(
-            {k: (WIDE, "fits", None) for k in ("kept", "slow", "unknown", "of_short", "of_copy")}
-            | {"small": (None, "10x10", "too_small"), "picture": ("i256-1x1", "", None), "tiny": ("i256-1x1", "", None)}
+            dict.fromkeys(("kept", "slow", "unknown", "of_short", "of_copy"), (WIDE, "fits", None))
+            | dict.fromkeys(("small", "slow_and_small"), (None, "10x10", "too_small"))
+            | {"picture": (PHOTO, "", None), "tiny": (PHOTO, "", None)}
         ),
     )
     assert reasons(found) == {
         "kept": "kept",
         "broken": "error:crashed",
+        "broken?": "error:internal",
         "of_short": "rule:duration_s >= 4",
+        "of_long?": "unmeasured:duration_s",
         "slow": "rule:motion_mv > 1",
         "unknown": "unmeasured:motion_mv",
         "of_copy": "rule:exact_copy_of s",
         "small": "unselected:too_small",
+        "slow_and_small": "rule:motion_mv > 1",
+        "unasked": "unselected:no_bucket",
         "picture": "kept",
         "tiny": "rule:width >= 9",
     }
-    kept = {r["clip_id"]: r for r in found.to_pylist() if r["kept"]}
-    assert set(kept) == {"kept", "picture"}
-    assert kept["kept"]["bucket"] == WIDE and kept["kept"]["weight"] == 1.0 and kept["kept"]["split"] == "train"
-    assert found["clip_id"].to_pylist() == sorted(found["clip_id"].to_pylist())
+    rows = {r["clip_id"]: r for r in found.to_pylist()}
+    assert {i for i, r in rows.items() if r["kept"]} == {"kept", "picture"}
+    assert (rows["kept"]["bucket"], rows["kept"]["weight"], rows["kept"]["split"]) == (WIDE, 1.0, "train")
+    assert (rows["slow"]["bucket"], rows["slow"]["weight"], rows["slow"]["split"]) == (None, None, None)
+    assert rows["small"]["bucket_why"] == "10x10" and rows["slow"]["bucket_why"] == "fits"
+    assert all(r["shard"] is None and r["position"] is None and r["cluster"] is None for r in rows.values())
+    assert found.schema.equals(SELECTION) and found["clip_id"].to_pylist() == sorted(rows)
+
+
+def test_quotes_in_rules_and_paths_change_nothing_else() -> None:
+    subset = SubsetConfig(name="x", clip_rules=("path != 'it''s; DROP TABLE clips --'",))
+    found = select(
+        sources({"source_id": "s"}),
+        clips(
+            *({"clip_id": i, "source_id": "s", "path": p} for i, p in {"a": "it's; DROP TABLE clips --", "b": "' OR 1"}.items())
+        ),
+        subset,
+        0,
+        NONE_BEFORE,
+        fit_table({"a": (WIDE, "it's", None), "b": (WIDE, "'", None)}),
+    )
+    assert reasons(found) == {"a": f"rule:{subset.clip_rules[0]}", "b": "kept"}
+
+
+def test_nothing_to_select_is_an_empty_selection() -> None:
+    found = select(sources(), clips(), SubsetConfig(name="x", landscape_share=0.6), 0, NONE_BEFORE, fit_table({}))
+    assert found.num_rows == 0 and found.schema.equals(SELECTION)
+
+
+def test_a_clip_without_a_source_is_our_mistake_and_is_not_lost_silently() -> None:
+    with pytest.raises(AssertionError, match="a source is missing"):
+        select(sources(), clips({"clip_id": "c", "source_id": "s"}), SubsetConfig(name="x"), 0, NONE_BEFORE, fit_table({}))
 
 
 def test_the_mix_drops_the_surplus_side_to_an_exact_quota() -> None:
-    s1, c1, f1 = corpus(90, WIDE, "w")
-    s2, c2, f2 = corpus(20, HIGH, "h")
+    wide, high = corpus(90, WIDE, "w"), corpus(20, HIGH, "h")
     subset = SubsetConfig(name="x", landscape_share=0.6)
-    found = select(sources(*s1, *s2), clips(*c1, *c2), subset, 0, NONE_BEFORE, fit_table({**f1, **f2}))
-    count = Counter((r["clip_id"][0], r["reason"]) for r in found.to_pylist())
-    assert count == {("w", "kept"): 30, ("w", "unselected:aspect_mix"): 60, ("h", "kept"): 20}
-    again = select(sources(*s2, *s1), clips(*c2, *reversed(c1)), subset, 0, NONE_BEFORE, fit_table({**f2, **f1}))
-    assert again.equals(found)
-    other = select(sources(*s1, *s2), clips(*c1, *c2), subset, 1, NONE_BEFORE, fit_table({**f1, **f2}))
-    assert reasons(other) != reasons(found)
+    found = chosen(subset, wide, high)
+    assert tally(found) == {("w", "kept"): 30, ("w", "unselected:aspect_mix"): 60, ("h", "kept"): 20}
+    assert tally(chosen(subset, corpus(30, WIDE, "w"), corpus(90, HIGH, "h"))) == {
+        ("w", "kept"): 30,
+        ("h", "kept"): 20,
+        ("h", "unselected:aspect_mix"): 70,
+    }
+    kept = {i for i, r in reasons(found).items() if r == "kept" and i[0] == "w"}
+    by_draw = sorted((r["clip_id"] for r in wide[1]), key=lambda i: (draw(0, "aspect_mix", i), i))
+    assert kept == set(by_draw[:30]), "the lowest draws stay"
+    assert reasons(chosen(subset, wide, high, seed=1)) != reasons(found)
+    assert tally(chosen(subset, wide)) == {("w", "unselected:aspect_mix"): 90}
+    assert tally(chosen(SubsetConfig(name="x"), wide)) == {("w", "kept"): 90}
+
+
+def test_squares_count_as_landscape_and_images_do_not_count() -> None:
+    subset = SubsetConfig(name="x", landscape_share=0.5)
+    found = chosen(subset, corpus(8, SQUARE, "q"), corpus(4, HIGH, "h"), corpus(9, PHOTO, "p"))
+    assert tally(found) == {("q", "kept"): 4, ("q", "unselected:aspect_mix"): 4, ("h", "kept"): 4, ("p", "kept"): 9}
+    later = chosen(subset, corpus(2, HIGH, "l"), previous=chosen(SubsetConfig(name="x"), corpus(9, PHOTO, "p")))
+    assert tally(later) == {("l", "unselected:aspect_mix"): 2}, "earlier images do not count either"
+
+
+def test_the_orientation_of_every_bucket_is_read_from_its_name() -> None:
+    import duckdb
+
+    for bucket in (*all_buckets(256), *all_buckets(768)):
+        found = duckdb.execute(f"SELECT {LANDSCAPE} FROM (SELECT $1 AS bucket)", [bucket.name]).fetchall()[0][0]
+        assert found == (bucket.size[0] >= bucket.size[1])
+
+
+@pytest.mark.parametrize("share", [0.6, 0.8, 0.5, 0.333, 0.01, 0.99])
+def test_the_kept_share_is_met_to_within_one_clip(share: float) -> None:
+    rng = random.Random(share)
+    for _ in range(4):
+        wide, high = rng.randint(0, 60), rng.randint(0, 60)
+        found = chosen(SubsetConfig(name="x", landscape_share=share), corpus(wide, WIDE, "w"), corpus(high, HIGH, "h"))
+        kept = tally(found)
+        w, h = kept.get(("w", "kept"), 0), kept.get(("h", "kept"), 0)
+        assert w in (wide, int(h * round(share * 1000) // (1000 - round(share * 1000))))
+        assert h in (high, int(w * (1000 - round(share * 1000)) // round(share * 1000)))
+        assert w == wide or h == high, "only one side has a surplus"
 
 
 def test_later_sources_find_the_earlier_ones_counted_and_unchanged() -> None:
-    s1, c1, f1 = corpus(40, WIDE, "w")
-    s2, c2, f2 = corpus(20, HIGH, "h")
+    wide, high = corpus(40, WIDE, "w"), corpus(20, HIGH, "h")
     subset = SubsetConfig(name="x", landscape_share=0.6)
-    first = select(sources(*s1, *s2), clips(*c1, *c2), subset, 0, NONE_BEFORE, fit_table({**f1, **f2}))
-    assert sum(r["kept"] for r in first.to_pylist()) == 50
-    s3, c3, f3 = corpus(10, WIDE, "x")
-    s4, c4, f4 = corpus(4, HIGH, "y")
-    later = select(sources(*s3, *s4), clips(*c3, *c4), subset, 0, first, fit_table({**f3, **f4}))
-    count = Counter((r["clip_id"][0], r["reason"]) for r in later.to_pylist())
-    assert count == {("x", "kept"): 6, ("x", "unselected:aspect_mix"): 4, ("y", "kept"): 4}
+    first = chosen(subset, wide, high)
+    assert tally(first) == {("w", "kept"): 30, ("w", "unselected:aspect_mix"): 10, ("h", "kept"): 20}
+    later = chosen(subset, corpus(10, WIDE, "x"), corpus(4, HIGH, "y"), previous=first)
+    assert tally(later) == {("x", "kept"): 6, ("x", "unselected:aspect_mix"): 4, ("y", "kept"): 4}
+    again = chosen(subset, wide, high, corpus(10, WIDE, "x"), corpus(4, HIGH, "y"), previous=first)
+    assert again.equals(later), "earlier clips are neither decided again nor given back"
+    too_many = chosen(SubsetConfig(name="x"), wide)
+    full = chosen(subset, corpus(5, WIDE, "x"), corpus(5, HIGH, "y"), previous=too_many)
+    assert tally(full) == {("x", "unselected:aspect_mix"): 5, ("y", "kept"): 5}
+
+
+def test_order_files_and_memory_make_no_difference(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    corpora = [corpus(300, WIDE, "w"), corpus(100, HIGH, "h"), corpus(50, PHOTO, "p")]
+    for row in corpora[0][1]:
+        row["motion_mv"] = rng.choice([0.5, 2.0, None])
+    subset = SubsetConfig(name="x", clip_rules=("motion_mv > 1",), landscape_share=0.6, validation_share=0.2)
+    whole = chosen(subset, *corpora, seed=5)
+    videos = [r for s, _, _ in corpora for r in s]
+    spans = [r for _, c, _ in corpora for r in c]
+    fits = fit_table({k: v for _, _, f in corpora for k, v in f.items()})
+    rng.shuffle(videos)
+    rng.shuffle(spans)
+    for n in range(4):
+        pq.write_table(clips(*spans[n::4]), tmp_path / f"{n}.parquet")
+    from_files = select(sources(*videos), ds.dataset(tmp_path), subset, 5, NONE_BEFORE, fits)
+    assert from_files.equals(whole)
+
+
+def test_a_selection_once_made_is_made_again() -> None:
+    """The draws are a promise to runs that were selected before: these bytes must not change."""
+    subset = SubsetConfig(name="x", landscape_share=0.6, validation_share=0.3)
+    found = chosen(subset, corpus(50, WIDE, "w"), corpus(20, HIGH, "h"), seed=11)
+    lines = "\n".join(f"{r['clip_id']} {r['reason']} {r['split']}" for r in found.to_pylist())
+    assert hashlib.sha256(lines.encode()).hexdigest()[:16] == "9823d3716874c2c5"
 
 
 def test_the_split_is_by_source_and_a_copy_follows_its_original() -> None:
-    s, c, f = corpus(2000, WIDE, "s")
-    twice = [{**row, "clip_id": f"{row['clip_id']}b"} for row in c]
-    fits = fit_table({**f, **{row["clip_id"]: (WIDE, "fits", None) for row in twice}})
-    found = select(sources(*s), clips(*c, *twice), SubsetConfig(name="x", validation_share=0.1), 7, NONE_BEFORE, fits)
+    videos, spans, fits = corpus(2000, WIDE, "s")
+    twice = [{**row, "clip_id": f"{row['clip_id']}b"} for row in spans]
+    both = {**fits, **{row["clip_id"]: (WIDE, "fits", None) for row in twice}}
+    found = chosen(SubsetConfig(name="x", validation_share=0.1), (videos, [*spans, *twice], both), seed=7)
     split = {r["clip_id"]: r["split"] for r in found.to_pylist()}
     assert all(split[f"s{n:04d}"] == split[f"s{n:04d}b"] for n in range(2000))
     share = sum(v == "validation" for v in split.values()) / len(split)
@@ -115,3 +236,13 @@ def test_the_split_is_by_source_and_a_copy_follows_its_original() -> None:
     for n in range(50):
         expected = "validation" if draw(7, "split", f"s{n:04d}") < threshold(0.1) else "train"
         assert split[f"s{n:04d}"] == expected
+
+
+def test_more_validation_takes_none_of_it_back() -> None:
+    whole = corpus(300, WIDE, "s")
+    seen: set[str] = set()
+    for share in (0.0, 0.05, 0.2, 0.9):
+        found = chosen(SubsetConfig(name="x", validation_share=share), whole).to_pylist()
+        held = {r["clip_id"] for r in found if r["split"] == "validation"}
+        assert seen <= held and (share > 0 or not held)
+        seen = held

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import duckdb
 
 BINS = 24
+CHART_PX = 300
+CHARACTER_PX = 7
+"""Width of a chart, and of a character of its labels with room to spare."""
 THUMBNAIL_PX = 200
 EXAMPLES = 6
 """Example frames a reason."""
@@ -317,10 +320,25 @@ def _histogram(
     counts = {row["bin"]: row["n"] for row in rows(connection, query, [low, high - low])}
     top = max(counts.values())
     bars = [{"x": b, "n": counts.get(b, 0), "height": (counts.get(b, 0) / top) ** 0.5} for b in range(BINS)]
-    drawn = [
-        {"line": t, "x": min(1.0, max(0.0, (t.value - low) / (high - low))), "inside": low <= t.value <= high} for t in lines
-    ]
+    drawn = _drawn(lines, low, high)
     return {"name": column, **stats, "from": low, "to": high, "tail": stats["high"] > high, "bars": bars, "lines": drawn}
+
+
+def _drawn(lines: Sequence[Threshold], low: float, high: float) -> list[dict[str, Any]]:
+    """Where each line stands, in pixels of the chart, and its label's row: the first of two with room for it, or none."""
+    free = [-1.0, -1.0]
+    drawn = []
+    for line in lines:
+        x = CHART_PX * min(1.0, max(0.0, (line.value - low) / (high - low)))
+        inside = low <= line.value <= high
+        label = f"{'' if inside or x else '← '}{line.sign} {line.value:g}{'' if inside or not x else ' →'}"
+        width = CHARACTER_PX * len(label)
+        left = min(CHART_PX - width, max(0.0, x - width / 2))
+        row = next((i for i, end in enumerate(free) if left > end), None)
+        if row is not None:
+            free[row] = left + width
+        drawn.append({"line": line, "x": x, "inside": inside, "label": label, "left": left, "row": row})
+    return drawn
 
 
 def example_frames(connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The report page: its figures, that it escapes, that it needs no network, and its size."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,14 @@ def test_a_reason_of_videos_and_images_is_counted_whole(tmp_path: Path) -> None:
 
 def test_kept_hours_stand_beside_kept_clips(page: str) -> None:
     assert "2 clips kept, 0.10 min: small" in plain(page)
+
+
+def test_labels_of_thresholds_do_not_lie_on_each_other() -> None:
+    subset = SubsetConfig(
+        name="a", clip_rules=("0.2 < motion_mv < 20", "motion_mv > 0.25", "motion_mv > 0.5", "motion_mv < 99")
+    )
+    drawn = report._drawn(report.thresholds([subset], "motion_mv"), 0.0, 31.0)
+    assert [(d["label"], d["row"]) for d in drawn] == [("> 0.2", 0), ("> 0.25", 1), ("> 0.5", None), ("< 20", 0), ("< 99 →", 0)]
+    for row in (0, 1):
+        spans = [(d["left"], d["left"] + report.CHARACTER_PX * len(d["label"])) for d in drawn if d["row"] == row]
+        assert all(0 <= a[0] < a[1] < b[0] < b[1] <= report.CHART_PX for a, b in itertools.pairwise(spans))

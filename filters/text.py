@@ -175,9 +175,7 @@ class ReadText(Stage):
                 note(clip, self.name, error)
 
 
-def wanted_clips(
-    source: Source, wanted: Callable[[Source], set[str]] | None
-) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+def wanted_clips(source: Source, wanted: Callable[[Source], set[str]] | None) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
     """The clips to score, each with its kept JPEGs in order of time."""
     chosen = None if wanted is None else wanted(source)
     frames: dict[str, list[dict[str, Any]]] = {}

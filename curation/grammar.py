@@ -8,25 +8,39 @@
     unary    := "-" unary | atom                constant := ["-"] number | text
     atom     := number | text | "true" | "false" | column | ("min"|"max"|"abs") "(" sum ("," sum)* ")" | "(" rule ")"
 
-The SQL means the same in DuckDB and in Spark: a chained comparison is taken apart, `min` and `max` of several values are
-`least` and `greatest`, arithmetic is done in double precision (no integer overflows, no decimal is rounded), a division
-by zero is null, and text holds nothing that one engine alone would expand.
+Every part has a kind (a number, a text, true or false), checked here, so that no engine converts one to another.
 """
 
 import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NoReturn, TypeAlias
+from typing import NoReturn
 
 import pyarrow as pa
 
 from curation.errors import ConfigError
-
-Kind = Literal["number", "text", "truth"]
+from curation.rule_tree import (
+    FUNCTIONS,
+    Arithmetic,
+    Call,
+    Column,
+    Compare,
+    IsNull,
+    Join,
+    Kind,
+    Negative,
+    Node,
+    Not,
+    Number,
+    OneOf,
+    Text,
+    Truth,
+    kind_of,
+    sql_of,
+)
 
 COMPARISONS = {"<": "<", "<=": "<=", ">": ">", ">=": ">=", "=": "=", "==": "=", "!=": "<>", "<>": "<>"}
-FUNCTIONS = {"min": "least", "max": "greatest", "abs": "abs"}
 WORDS = frozenset(("and", "or", "not", "in", "is", "null", "true", "false"))
 TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<text>'(?:[^']|'')*')"
@@ -37,84 +51,6 @@ MOST_TOKENS = 400
 DEEPEST = 10
 """Brackets in brackets. Both limits keep a hostile rule from exhausting a stack, ours or an engine's, or the memory: the
 middle of a chain is printed twice."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """A constant. Whole numbers of up to nine digits stay whole, all others are doubles."""
-
-    value: float
-
-
-@dataclass(frozen=True)
-class Text:
-    value: str
-
-
-@dataclass(frozen=True)
-class Truth:
-    value: bool
-
-
-@dataclass(frozen=True)
-class Column:
-    name: str
-    kind: Kind
-    whole: bool
-    """Whether the column has integers, which arithmetic must widen first."""
-
-
-@dataclass(frozen=True)
-class Negative:
-    of: "Node"
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    sign: str
-    left: "Node"
-    right: "Node"
-
-
-@dataclass(frozen=True)
-class Call:
-    function: str
-    arguments: tuple["Node", ...]
-
-
-@dataclass(frozen=True)
-class Compare:
-    """`terms[0] signs[0] terms[1] signs[1] terms[2] ...`, every neighbouring pair."""
-
-    signs: tuple[str, ...]
-    terms: tuple["Node", ...]
-
-
-@dataclass(frozen=True)
-class OneOf:
-    value: "Node"
-    choices: tuple["Node", ...]
-    negated: bool
-
-
-@dataclass(frozen=True)
-class IsNull:
-    column: Column
-    negated: bool
-
-
-@dataclass(frozen=True)
-class Not:
-    of: "Node"
-
-
-@dataclass(frozen=True)
-class Join:
-    word: Literal["AND", "OR"]
-    parts: tuple["Node", ...]
-
-
-Node: TypeAlias = Number | Text | Truth | Column | Negative | Arithmetic | Call | Compare | OneOf | IsNull | Not | Join
 
 
 @dataclass(frozen=True)
@@ -143,20 +79,7 @@ def parse(text: str, schema: pa.Schema) -> Rule:
         raise ConfigError(f"rule {text!r}: {fault.message}\n  {shown}\n  {' ' * fault.position}^") from None
     mentioned = tuple(dict.fromkeys(parser.mentioned))
     columns = tuple(name for name in mentioned if name not in parser.asked)
-    return Rule(text, _Printer(frozenset(parser.asked)).sql(tree), columns, mentioned, tree)
-
-
-def quote(name: str) -> str:
-    """An identifier, checked; plain names need no quotes in either engine."""
-    assert re.fullmatch(r"[A-Za-z_][A-Za-z_0-9]*", name, re.ASCII), name
-    return name
-
-
-def literal(text: str) -> str:
-    """Text as SQL that both engines read alike. A doubled quote is one quote in DuckDB but none in Spark 4.0."""
-    assert "\\" not in text and "${" not in text, "Spark would expand it, DuckDB would not"
-    parts = [f"'{part}'" for part in text.split("'")]
-    return parts[0] if len(parts) == 1 else f"concat({', chr(39), '.join(parts)})"
+    return Rule(text, sql_of(tree, frozenset(parser.asked)), columns, mentioned, tree)
 
 
 class _Fault(Exception):
@@ -227,9 +150,9 @@ class _Parser:
 
     def typed(self, node: Node, kind: Kind, position: int) -> Node:
         """The node, if it is of the wanted kind."""
-        if _kind(node) != kind:
+        if kind_of(node) != kind:
             names = {"number": "a number", "text": "a text", "truth": "true or false"}
-            raise _Fault(f"expected {names[kind]}, but this is {names[_kind(node)]}", position)
+            raise _Fault(f"expected {names[kind]}, but this is {names[kind_of(node)]}", position)
         return node
 
     def whole(self) -> Node:
@@ -275,7 +198,7 @@ class _Parser:
         if negated:
             self.need("in")
         if negated or self.take("in"):
-            return OneOf(left, self.choices(_kind(left)), negated)
+            return OneOf(left, self.choices(kind_of(left)), negated)
         return self.chain(left, start.position)
 
     def chain(self, first: Node, start: int) -> Node:
@@ -284,11 +207,11 @@ class _Parser:
         while self.now.kind == "sign" and self.now.value in COMPARISONS:
             token = self.now
             self.at += 1
-            if _kind(first) == "truth" and COMPARISONS[token.value] not in ("=", "<>"):
+            if kind_of(first) == "truth" and COMPARISONS[token.value] not in ("=", "<>"):
                 raise _Fault("true and false have no order", start)
             position = self.now.position
             signs.append(COMPARISONS[token.value])
-            terms.append(self.typed(self.sum(), _kind(first), position))
+            terms.append(self.typed(self.sum(), kind_of(first), position))
         return Compare(tuple(signs), tuple(terms)) if signs else first
 
     def choices(self, kind: Kind) -> tuple[Node, ...]:
@@ -398,81 +321,3 @@ def _number(token: _Token) -> Number:
     if value == float("inf"):
         raise _Fault("this number is too large", token.position)
     return Number(value)
-
-
-def _kind(node: Node) -> Kind:
-    match node:
-        case Column(_, kind, _):
-            return kind
-        case Number() | Negative() | Arithmetic() | Call():
-            return "number"
-        case Text():
-            return "text"
-    return "truth"
-
-
-class _Printer:
-    """Prints a tree as SQL. `asked` are the columns that may be null where the rule is decided."""
-
-    def __init__(self, asked: frozenset[str]) -> None:
-        self.asked = asked
-
-    def sql(self, node: Node, wide: bool = False) -> str:
-        """The SQL of a part; with `wide`, whole numbers are made doubles, as all arithmetic wants them."""
-        match node:
-            case Number(value):
-                return f"{value:.0f}" if value.is_integer() and value < 1e9 and not wide else _double(value)
-            case Text(value):
-                return literal(value)
-            case Truth(value):
-                return str(value).upper()
-            case Column(name, _, whole):
-                return f"CAST({quote(name)} AS DOUBLE)" if whole and wide else quote(name)
-            case Negative(of):
-                return f"(- {self.sql(of, wide=True)})"
-            case Arithmetic("/", left, right):
-                return f"({self.sql(left, wide=True)} / nullif({self.sql(right, wide=True)}, {_double(0.0)}))"
-            case Arithmetic(sign, left, right):
-                return f"({self.sql(left, wide=True)} {sign} {self.sql(right, wide=True)})"
-            case Call(function, arguments):
-                return self.call(function, arguments, wide)
-            case Compare(signs, terms):
-                values = [self.sql(t) for t in terms]
-                pairs = [f"{values[i]} {sign} {values[i + 1]}" for i, sign in enumerate(signs)]
-                return f"({' AND '.join(pairs)})"
-            case OneOf(value, choices, negated):
-                word = "NOT IN" if negated else "IN"
-                return f"({self.sql(value)} {word} ({', '.join(self.sql(c) for c in choices)}))"
-            case IsNull(column, negated):
-                return f"({quote(column.name)} IS {'NOT ' if negated else ''}NULL)"
-            case Not(of):
-                return f"(NOT {self.sql(of)})"
-            case Join(word, parts):
-                return f"({f' {word} '.join(self.sql(p) for p in parts)})"
-
-    def call(self, function: str, arguments: tuple[Node, ...], wide: bool) -> str:
-        """`least` and `greatest` pass over nulls in both engines; a null argument must make the rule fail instead."""
-        values = [self.sql(a, wide) for a in arguments]
-        called = f"{FUNCTIONS[function]}({', '.join(values)})"
-        unsure = [v for a, v in zip(arguments, values, strict=True) if self.nullable(a)]
-        if function == "abs" or not unsure:
-            return called
-        return f"(CASE WHEN {' OR '.join(f'{v} IS NULL' for v in unsure)} THEN NULL ELSE {called} END)"
-
-    def nullable(self, node: Node) -> bool:
-        match node:
-            case Column(name):
-                return name in self.asked
-            case Negative(of):
-                return self.nullable(of)
-            case Arithmetic(sign, left, right):
-                return sign == "/" or self.nullable(left) or self.nullable(right)
-            case Call(_, arguments):
-                return any(self.nullable(a) for a in arguments)
-        return False
-
-
-def _double(value: float) -> str:
-    """An exponent makes a literal a double in both engines; without one it would be a decimal."""
-    shown = repr(value)
-    return shown if "e" in shown else f"{shown}E0"

@@ -13,10 +13,24 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from curation.errors import ConfigError
-from curation.grammar import Rule, literal, parse, quote
+from curation.grammar import Rule, parse
+from curation.rule_tree import literal, quote
 from curation.tables import CLIPS, SOURCES
 
-__all__ = ["Rule", "SubsetConfig", "check", "clip_rule", "literal", "parse", "quote", "reason_sql", "source_rule"]
+__all__ = [
+    "Rule",
+    "SubsetConfig",
+    "check",
+    "clip_rule",
+    "literal",
+    "parse",
+    "pass_sql",
+    "quote",
+    "reason_sql",
+    "source_rule",
+    "source_stopped",
+    "stopped",
+]
 
 DEAR = frozenset(("text_score", "text_scene_score", "text_area_frac", "aesthetic", "face_count_max", "people_score"))
 """Columns of the scorers that run after the cheap ones: a rule that mentions one cannot stop a clip beforehand."""

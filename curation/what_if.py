@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from tempfile import TemporaryDirectory
 
-from curation.grammar import Rule, quote
+from curation.grammar import Rule
+from curation.rule_tree import quote
 from curation.rules import SubsetConfig, clip_rule, source_rule
 from curation.select import Rows
 
@@ -69,7 +70,7 @@ def what_if(sources: Rows, clips: Rows, subset: SubsetConfig) -> WhatIf:
     of_rules, of_pairs = row[9 : 9 + 3 * len(asked)], row[9 + 3 * len(asked) :]
     losses = tuple(Loss(a.rule.text, a.about, *of_rules[3 * i : 3 * i + 3]) for i, a in enumerate(asked))
     both = {pair: count for pair, count in zip(pairs, of_pairs, strict=True) if count}
-    return WhatIf(*row[:9], losses=losses, both=both)
+    return WhatIf(*(*row[:9], losses, both))
 
 
 @dataclass(frozen=True)

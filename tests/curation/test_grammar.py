@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from curation.errors import ConfigError
-from curation.grammar import MOST_TOKENS, Rule, literal, parse
+from curation.grammar import MOST_TOKENS, Rule, parse
+from curation.rule_tree import literal
 from curation.rules import clip_rule, pass_sql, reason_sql
 from curation.tables import CLIPS, SOURCES
 

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from curation.errors import ConfigError
-from curation.grammar import Rule, literal
+from curation.grammar import Rule
+from curation.rule_tree import literal
 from curation.rules import (
     DEAR,
     SubsetConfig,

@@ -70,7 +70,9 @@ class Events:
         with Progress(*columns, console=self.console, transient=False) as bar:
             task = bar.add_task(what, total=total, completed=done, rate="")
             for result in results:
-                bar.update(task, advance=1, rate=f"{bar.tasks[0].speed or 0:.2f}/s")
+                bar.update(task, advance=1)
+                state = bar.tasks[0]
+                bar.update(task, rate=f"{(state.completed - done) / max(state.elapsed or 0, 1e-3):.2f}/s")
                 yield result
 
     def _lines(self, what: str, results: Iterable[dict[str, Any]], total: int, done: int) -> Iterator[dict[str, Any]]:

@@ -152,7 +152,7 @@ def _remote_folder(url: str) -> Listing:
             skipped[Path(path).suffix.lower() or "(none)"] += 1
         else:
             relative = storage.escape(path[len(base) :].lstrip("/"))
-            found.append(Listed(relative, storage.escape(f"{protocol}://{path}"), info.get("size"), kind))
+            found.append(Listed(relative, storage.escape(f"{protocol}://{path.lstrip('/')}"), info.get("size"), kind))
     return Listing(found, dict(skipped))
 
 

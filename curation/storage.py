@@ -99,7 +99,7 @@ def walk(folder: str, suffix: str = "") -> list[str]:
         fs, path = _remote(folder)
         fs.invalidate_cache()
         protocol = folder.split("://", 1)[0]
-        found = [f"{protocol}://{p}" for p in fs.find(path)] if fs.exists(path) else []
+        found = [f"{protocol}://{str(p).lstrip('/')}" for p in fs.find(path)] if fs.exists(path) else []
     else:
         found = [str(p) for p in local_path(folder).rglob(f"*{suffix}") if p.is_file()]
     return sorted(f for f in found if f.endswith(suffix) and not f.rsplit("/", 1)[-1].startswith(("_", ".")))

@@ -51,6 +51,7 @@ def test_a_memory_url_behaves_like_a_folder() -> None:
     storage.write_bytes("memory://bucket/run/x/a.bin", b"12345")
     assert storage.names("memory://bucket/run/x") == ["a.bin"]
     assert storage.read_bytes("memory://bucket/run/x/a.bin", 1, 3) == b"234"
+    assert storage.walk("memory://bucket/run", ".bin") == ["memory://bucket/run/x/a.bin"]
     with storage.local_copy("memory://bucket/run/x/a.bin") as path:
         assert path.read_bytes() == b"12345"
     storage.remove("memory://bucket/run")

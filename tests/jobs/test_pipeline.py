@@ -209,3 +209,17 @@ def test_a_killed_driver_costs_nothing_but_time(whole: Path, corpus: Path, tmp_p
 def test_other_encoding_is_refused_where_shards_exist(whole: Path, corpus: Path) -> None:
     with pytest.raises(ConfigError, match=r"encode\.crf: 18 -> 30"):
         pipeline.run(str(corpus / "manifest.csv"), str(whole), settings(encode={"preset": "ultrafast", "crf": 30}))
+
+
+def test_an_object_store_holds_the_run_and_the_input(corpus: Path, whole: Path) -> None:
+    """fsspec's memory file system stands for one here: no rename, no append, listing by prefix."""
+    for file in corpus.iterdir():
+        storage.write_bytes(f"memory://films/in/{file.name}", file.read_bytes())
+    for _ in range(2):
+        assert pipeline.run("memory://films/in/manifest.csv", "memory://films/run", settings()) == 0
+        assert not storage.exists("memory://films/run/cuts")
+    for tar in (whole / "shards").rglob("*.tar"):
+        assert storage.read_bytes(f"memory://films/run/{tar.relative_to(whole)}") == tar.read_bytes()
+    rows = storage.read_table("memory://films/run/sources").to_pylist()
+    assert [r["path"] for r in rows] == [r["path"] for r in storage.read_table(str(whole / "sources")).to_pylist()]
+    storage.remove("memory://films")

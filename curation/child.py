@@ -116,13 +116,13 @@ class Child:
                 if message[0] != "beat":
                     return message  # type: ignore[no-any-return]
                 heard = time.monotonic()
+            if _resident_mb(process.pid) > self.limits.memory_mb:
+                raise SourceError("memory", f"more than {self.limits.memory_mb:g} MB (limits.memory_mb)")
             now = time.monotonic()
             if now - heard > self.limits.stall_s:
                 raise SourceError("timeout", f"no progress for {self.limits.stall_s:g} s (limits.stall_s)")
             if now - began > self.limits.source_s:
                 raise SourceError("timeout", f"more than {self.limits.source_s:g} s (limits.source_s)")
-            if _resident_mb(process.pid) > self.limits.memory_mb:
-                raise SourceError("memory", f"more than {self.limits.memory_mb:g} MB (limits.memory_mb)")
 
 
 @lru_cache(maxsize=1)

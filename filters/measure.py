@@ -18,7 +18,7 @@ from curation.clips import ClipConfig, Span, spans
 from curation.media import MediaLimits, Picture
 from curation.stage import Source, Stage
 from curation.tables import CLIP_SCORES
-from filters import border, motion, shots, transnet
+from filters import border, edits, motion, shots, transnet
 from filters.frames import FramesConfig, Spill, choose, kept_size
 from filters.meter import DEFAULT_FPS, Meter, Sampled, look, sampled_series
 from filters.planes import factor, small
@@ -157,8 +157,8 @@ def _motion_scores(
         "motion_vmaf": motion.motion_vmaf(series["motion_vmaf"], *span),
         "motion_mv": motion.motion_mv(series["motion_px"], *span, motion.flow_gap(fps)),
         "motion_static_frac": motion.motion_static_frac(series["changed_frac"], *span, lag),
-        "jitter_shots_per_s": motion.jitter_shots_per_s(series["cut_score"], times, *edges, end_s),
-        "slideshow_score": motion.slideshow_score(series["changed_frac"], cuts, gradual, times, edges, end_s, lag),
+        "jitter_shots_per_s": edits.jitter_shots_per_s(series["cut_score"], times, *edges, end_s),
+        "slideshow_score": edits.slideshow_score(series["changed_frac"], cuts, gradual, times, edges, end_s, lag),
     }
 
 

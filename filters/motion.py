@@ -21,8 +21,15 @@ FLOW_HZ = 12
 BLOCK = 4
 TEXTURE = 16.0
 """Least |Sobel| sum of a block whose flow is trusted; a flat block has none to speak of."""
-NOISE_LEVELS = 0.35
+NOISE_LEVELS = 0.2
 """A block that changed by less than this, in levels, did not move: coding noise."""
+CONSTANCY = 0.1
+"""Nor did one that changed by less than this share of its gradient a pixel moved, up to one pixel: where the flow says
+that an edge moved, brightness constancy asks for a change of that order."""
+OWN_PX = 1.0
+"""Motion of a block's own, in pixels a frame at 720 of short side, that doubles its weight."""
+FILM_FPS = (24.0, 30.0)
+"""Rates at which a frame counts as it is; displacement at other rates is converted to the nearest of them."""
 REFERENCE_SHORT_SIDE = 720
 
 CHANGE_S = 0.25
@@ -78,8 +85,9 @@ class Flow:
     """Displacement between frames by DIS optical flow on the small luma plane, a few pairs a second.
 
     `push` gives (motion_px, global_dx_px, global_dy_px) for the pair that ends at this frame, per frame and at 720
-    pixels of short side, or None between pairs. `motion_px` is the mean length over textured blocks; `global_*` their
-    median displacement.
+    pixels of short side, or None between pairs. `global_*` is the median displacement of the textured blocks: the
+    camera's. `motion_px` is the mean length of their displacement, weighted by one plus the square of what each moves
+    on its own, against the camera: a uniform pan counts in full, a subject that moves for more than the still ground.
     """
 
     def __init__(self, fps: float, width: int, height: int) -> None:
@@ -100,12 +108,18 @@ class Flow:
         if before is None or min(luma.shape) < 16:
             return None
         pixels = scale * REFERENCE_SHORT_SIDE / self.short / self.gap
-        moved = _displacement(before, luma, self.flow.calc(before, luma, None))  # type: ignore[call-overload]
-        return moved[0] * pixels, moved[1] * pixels, moved[2] * pixels
+        flow = self.flow.calc(before, luma, None)  # type: ignore[call-overload]
+        moved = _block_motion(before, luma, flow) * pixels
+        if len(moved) < 4:
+            return 0.0, 0.0, 0.0
+        camera = np.partition(moved, len(moved) // 2, axis=0)[len(moved) // 2]
+        length = np.hypot(moved[:, 0], moved[:, 1])
+        own = np.minimum(np.hypot(*(moved - camera).T), length)  # what stands still in a pan has no motion of its own
+        return float(np.average(length, weights=1 + (own / OWN_PX) ** 2)), float(camera[0]), float(camera[1])
 
 
-def _displacement(before: Plane, after: Plane, flow: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Mean length and median vector of the flow over textured blocks, in small pixels."""
+def _block_motion(before: Plane, after: Plane, flow: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Displacement (N, 2) of the textured blocks, in small pixels; zero where the picture did not change as it must."""
     import cv2
 
     height, width = before.shape[0] // BLOCK * BLOCK, before.shape[1] // BLOCK * BLOCK
@@ -117,11 +131,11 @@ def _displacement(before: Plane, after: Plane, flow: NDArray[np.float32]) -> tup
     change = cv2.resize(cv2.absdiff(before[cut], after[cut]).astype(np.float32), size, interpolation=cv2.INTER_AREA)
     vectors = cv2.resize(flow[cut], size, interpolation=cv2.INTER_AREA)
     textured = texture > TEXTURE
-    if np.count_nonzero(textured) < 4:
-        textured = np.ones_like(textured)
-    moved = vectors[textured] * (change[textured] > NOISE_LEVELS)[:, None]
-    middle = np.partition(moved, len(moved) // 2, axis=0)[len(moved) // 2]
-    return float(np.hypot(moved[:, 0], moved[:, 1]).mean()), float(middle[0]), float(middle[1])
+    moved, change = vectors[textured], change[textured]
+    # A Sobel sum over both directions is about 8 x sqrt(2) times the slope in levels a pixel.
+    due = CONSTANCY * texture[textured] / (8 * 2**0.5) * np.minimum(np.hypot(moved[:, 0], moved[:, 1]), 1)
+    seen = (change > NOISE_LEVELS) & (change >= due)
+    return np.asarray(moved * seen[:, None], np.float32)
 
 
 def flow_gap(fps: float) -> int:
@@ -139,10 +153,18 @@ def motion_vmaf(series: Series, start: int, end: int) -> float | None:
     return float(series[start + 1 : end].sum(dtype=np.float64)) / (end - start) if end - start > 1 else None
 
 
-def motion_mv(motion_px: Series, start: int, end: int, gap: int) -> float | None:
-    """Mean displacement over the pairs that lie inside the clip, pixels a frame at 720 pixels of short side."""
-    pairs = motion_px[_pair_ends(start, end, gap)]
-    return float(pairs.mean(dtype=np.float64)) if len(pairs) else None
+def motion_mv(motion_px: Series, start: int, end: int, fps: float) -> float | None:
+    """Mean displacement over the pairs of frames inside the clip, at 720 pixels of short side.
+
+    Pixels a frame where the rate is within `FILM_FPS`; a clip of 60 frames a second gives what its 30 would. A tenth of
+    the pairs at either end is left out: a codec's key frames, a flash, a jump.
+    """
+    pairs = np.sort(motion_px[_pair_ends(start, end, flow_gap(fps))])
+    if not len(pairs):
+        return None
+    rest = len(pairs) // 10
+    kept = pairs[rest : len(pairs) - rest]
+    return float(kept.mean(dtype=np.float64)) * fps / min(max(fps, FILM_FPS[0]), FILM_FPS[1])
 
 
 def _pair_ends(start: int, end: int, gap: int) -> NDArray[np.int_]:

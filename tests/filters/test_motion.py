@@ -27,7 +27,7 @@ def scores(pictures: list[np.ndarray], fps: float) -> tuple[float | None, float 
     moved += [moved[-1]] * (len(pictures) - len(moved))
     series = np.array(moved, np.float32), np.array(changed, np.float32)
     return (
-        motion.motion_mv(series[0], 0, len(pictures), motion.flow_gap(fps)),
+        motion.motion_mv(series[0], 0, len(pictures), fps),
         motion.motion_static_frac(series[1], 0, len(pictures), motion.change_lag(fps)),
     )
 
@@ -50,12 +50,37 @@ def test_displacement_is_in_pixels_a_frame_at_720_lines(height: int, step: float
     assert static == 0.0
 
 
-def test_repeated_frames_are_no_stillness_and_halve_the_motion() -> None:
+def test_repeated_frames_are_no_stillness_and_leave_the_motion() -> None:
     frames = luma(pan(texture(5, 360, 1080), 24, 3.0))
     once, _ = scores(frames, 24)
-    doubled, static = scores([f for f in frames for _ in range(2)], 48)
+    twice, static = scores([f for f in frames for _ in range(2)], 48)
     assert static == 0.0
-    assert once is not None and doubled == pytest.approx(once / 2, rel=0.1)
+    assert once is not None and twice == pytest.approx(once * 24 / 30, rel=0.1)  # a frame of 1/30 s
+
+
+@pytest.mark.parametrize("step,fps,as_of", [(1.0, 60.0, 30.0), (3.0, 12.0, 24.0), (2.0, 25.0, 25.0)])
+def test_displacement_at_unusual_rates_is_that_of_the_nearest_usual_one(step: float, fps: float, as_of: float) -> None:
+    mv, _ = scores(luma(pan(texture(5, 360, 1440), 60, step)), fps)
+    assert mv == pytest.approx(step * 2 * fps / as_of, rel=0.15)
+
+
+def test_what_moves_counts_for_more_than_the_ground_it_moves_over() -> None:
+    """A square of a ninth of the picture at 4 pixels a frame: the plain mean would be under one pixel."""
+    ground = texture(3, 360, 640)[..., 1]
+    thing = texture(8, 120, 213)[..., 1]
+    pictures = []
+    for i in range(24):
+        pictures.append(ground.copy())
+        pictures[-1][120:240, 40 + 4 * i : 253 + 4 * i] = thing
+    mv, _ = scores(pictures, 24)
+    assert mv is not None and 3.0 < mv <= 8.5
+
+
+def test_flow_where_nothing_changes_is_no_motion() -> None:
+    """Black film with coding noise of two levels, on which flow finds anything."""
+    rng = np.random.default_rng(1)
+    mv, static = scores([(17 + rng.integers(0, 3, (360, 640))).astype(np.uint8) for _ in range(24)], 24)
+    assert mv == 0.0 and static == 1.0
 
 
 def test_noise_on_a_still_picture_is_no_motion() -> None:
@@ -110,12 +135,17 @@ def test_luma_motion_is_ffmpegs_vmafmotion(tmp_path: Path) -> None:
 def test_one_frame_has_no_motion() -> None:
     one = np.zeros(1, np.float32)
     assert motion.motion_vmaf(one, 0, 1) is None
-    assert motion.motion_mv(one, 0, 1, 2) is None
+    assert motion.motion_mv(one, 0, 1, 25) is None
     assert motion.motion_static_frac(one, 0, 1, 6) is None
 
 
 def test_motion_before_a_clip_is_none_of_its_own() -> None:
-    moved = np.zeros(100, np.float32)
+    moved = np.zeros(60, np.float32)
     moved[:53] = 50.0
-    assert motion.motion_mv(moved, 50, 100, 2) == pytest.approx(50 / 24)
-    assert motion.motion_mv(moved, 51, 100, 2) == 0.0
+    assert motion.motion_mv(moved, 50, 58, 24) == pytest.approx(50 / 3)  # pairs that end at 52, 54 and 56
+    assert motion.motion_mv(moved, 51, 58, 24) == 0.0
+
+
+def test_a_tenth_of_the_pairs_at_either_end_is_left_out() -> None:
+    moved = np.repeat(np.array([9, 0, 3, 1, 2, 3, 2, 1, 2, 2, 100], np.float32), 2)[1:]
+    assert motion.motion_mv(moved, 0, len(moved), 24) == pytest.approx((3 + 1 + 2 + 3 + 2 + 1 + 2 + 2) / 8)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Pinned, and installed first: a wider range may pull several GB of CUDA packages where none are needed.
 TORCH ?= torch==2.13.0 torchvision==0.28.0
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow hostile faults lint bench clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,7 +24,7 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,shots,aesthetic]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,shots,aesthetic,s3]'
 	@touch $@
 
 setup: $(VENV)/.base ## Install reelset into .venv
@@ -33,10 +33,16 @@ demo: $(VENV)/.base ## Curate a generated corpus whose truth is known, on Ray, a
 	$(BIN)/reelset demo --output demo
 
 test: $(VENV)/.dev ## Run the tests: offline, two cores, no GPU
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 -q
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not hostile and not faults' -n 2 -q
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow -q
+
+hostile: $(VENV)/.dev ## Run the whole corpus of hostile files
+	$(BIN)/python -m pytest -m hostile -q
+
+faults: $(VENV)/.dev ## Kill things, fill disks and cut connections while jobs run, on a Ray cluster of its own
+	$(BIN)/python -m pytest -m faults -q
 
 lint: $(VENV)/.dev ## Ruff and mypy
 	$(BIN)/ruff check .

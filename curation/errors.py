@@ -21,6 +21,7 @@ CODES: dict[str, str] = {
     "too_long": "duration or frame count is above the limits",
     "timeout": "no progress within limits.stall_s, or more than limits.source_s in all; the child process was killed",
     "memory": "the decoding process went over limits.memory_mb",
+    "worker_died": "the worker died each time it was at this source; it was given up after three deaths",
     "crashed": "the decoding process died (a signal, or an abnormal exit)",
     "disk": "no space, or a read-only place, while writing temporary data",
     "read_failed": "the storage failed while the source was read",
@@ -29,6 +30,7 @@ CODES: dict[str, str] = {
     "scorer_failed": "one scorer failed on this clip; its columns are null",
     "internal": "an unexpected failure of our own code; the message has the exception",
     "stage_failed": "the unit failed in every attempt",
+    "lock_lost": "another process took over the run folder's lock",
 }
 
 

@@ -136,6 +136,16 @@ def write_bytes(url: str, data: bytes) -> None:
         out.write(data)
 
 
+def create(url: str, data: bytes) -> bool:
+    """Commit `data` under the URL of an object store where nothing is there yet; False where something is."""
+    fs, path = _remote(url)
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
 def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
     """A file's content, or `size` bytes of it from `offset`."""
     with open_read(url) as file:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bucketing import cut
-from curation import engine, rules, run_folder, sources, storage
+from curation import engine, lock, rules, run_folder, sources, storage
 from curation.errors import ConfigError
 from filters import aesthetic, text
 from jobs import analyze, produce, selecting
@@ -31,17 +31,18 @@ def run(location: str, folder: str, config: Config, limit: int | None = None, pa
     """
     check(config)
     listing = sources.list_input(location)
-    if storage.exists(storage.join(folder, "run.json")):
-        produce.prepare(folder, run_folder.read(folder)["decides"]["produce"], config.decides()["produce"])
-    run_folder.open_run(folder, {"input": location, **config.model_dump(mode="json")}, config.decides())
-    with log(folder) as events:
-        wanted = listing if limit is None else sources.first(listing, limit)
-        say_input(events, listing, wanted)
-        units = sources.plan_units(folder, wanted, config.units)
-        follow(folder, config, events, parts, units)
-        code = outcome(folder, config, events)
-        if limit is not None:
-            say_estimate(events, folder, len(listing.sources))
+    with lock.hold(folder):
+        if storage.exists(storage.join(folder, "run.json")):
+            produce.prepare(folder, run_folder.read(folder)["decides"]["produce"], config.decides()["produce"])
+        run_folder.open_run(folder, {"input": location, **config.model_dump(mode="json")}, config.decides())
+        with log(folder) as events:
+            wanted = listing if limit is None else sources.first(listing, limit)
+            say_input(events, listing, wanted)
+            units = sources.plan_units(folder, wanted, config.units)
+            follow(folder, config, events, parts, units)
+            code = outcome(folder, config, events)
+            if limit is not None:
+                say_estimate(events, folder, len(listing.sources))
     return code
 
 
@@ -55,12 +56,13 @@ def again(folder: str, file: Path | None, overrides: Sequence[str], rules: Seque
     if run_folder.fingerprint(old) != run_folder.fingerprint(new):
         raise ConfigError(f"{folder!r} was measured with other settings:\n{run_folder.difference(old, new)}")
     check(config)
-    produce.prepare(folder, page["decides"]["produce"], now["produce"])
-    resolved = {"input": page["config"].get("input"), **config.model_dump(mode="json")}
-    run_folder.write(folder, resolved, {**now, "analyze": page["decides"]["analyze"]})
-    with log(folder) as events:
-        follow(folder, config, events, (*parts, "report"), [])
-        return outcome(folder, config, events)
+    with lock.hold(folder):
+        produce.prepare(folder, page["decides"]["produce"], now["produce"])
+        resolved = {"input": page["config"].get("input"), **config.model_dump(mode="json")}
+        run_folder.write(folder, resolved, {**now, "analyze": page["decides"]["analyze"]})
+        with log(folder) as events:
+            follow(folder, config, events, (*parts, "report"), [])
+            return outcome(folder, config, events)
 
 
 def follow(folder: str, config: Config, events: Events, parts: Sequence[str], units: Sequence[str]) -> None:

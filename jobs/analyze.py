@@ -1,5 +1,6 @@
 """*Analyze*: units of sources through the stages, each unit committed as its tables."""
 
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from curation.tables import CLIPS, COSTS, FRAMES, SERIES, SOURCES
 from filters.aesthetic import Aesthetic
 from filters.measure import Measure, MeasureConfig
 from filters.text import ReadText
+from jobs.attempts import Attempts
 from jobs.config import Config
 
 
@@ -90,6 +92,7 @@ class AnalyzeUnits:
         self.reads = reads
         self.writes = writes
         self.name = "+".join(stage.name for stage in chain) or "write"
+        self.driver = uuid.uuid4().hex
 
     def open(self) -> None:
         for stage in self.chain:
@@ -101,10 +104,14 @@ class AnalyzeUnits:
 
     def __call__(self, item: Item) -> Item:
         sources = read_unit(self.run, item["unit"]) if self.reads else iter(item["sources"])
+        attempts = Attempts(self.run, f"{item['unit']}.{self.name}", self.driver)
+        sources = attempts.guard(sources)
         for stage in self.chain:
             sources = stage.rows(sources)
         done = list(sources)
-        return write_unit(self.run, item["unit"], done) if self.writes else {"unit": item["unit"], "sources": done}
+        result = write_unit(self.run, item["unit"], done) if self.writes else {"unit": item["unit"], "sources": done}
+        attempts.done()
+        return result
 
 
 def read_unit(run: str, unit: str) -> Iterator[Source]:

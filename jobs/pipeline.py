@@ -73,6 +73,7 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
         results = engine.run(todo, analyze.steps(folder, config), config.engine)
         for result in events.track("analyze", results, total=len(units), done=len(units) - len(todo)):
             events.event("unit", **result)
+        storage.remove(storage.join(folder, "attempts"))
     if "select" in parts:
         for subset in config.subsets:
             events.say(selecting.select(folder, config, subset))

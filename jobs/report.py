@@ -49,8 +49,8 @@ def write_report(run: str) -> str:
     return place
 
 
-def render(page: Mapping[str, Any]) -> str:
-    """The page's HTML. Everything is escaped: names of files are other people's text."""
+def render(page: Mapping[str, Any], template: str = "report.html.j2") -> str:
+    """A template's HTML or SVG. Everything is escaped: names of files are other people's text."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -61,7 +61,7 @@ def render(page: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": "{:,}".format, "size": size, "score": score, "share": share}
-    return environment.get_template("report.html.j2").render(page)
+    return environment.get_template(template).render(page)
 
 
 def gather(connection: "duckdb.DuckDBPyConnection", front: Mapping[str, Any], lists: Sequence[SubsetConfig]) -> dict[str, Any]:

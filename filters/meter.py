@@ -18,16 +18,10 @@ if TYPE_CHECKING:
     import av
 
 DEFAULT_FPS = 25.0
-PER_FRAME = (
-    "cut_score",
-    "luma_mean",
-    "luma_std",
-    "motion_vmaf",
-    "changed_frac",
-    "global_dx_px",
-    "global_dy_px",
-    "motion_px",
-)
+FLOW = ("motion_px", "global_dx_px", "global_dy_px")
+PER_FRAME = ("cut_score", "luma_mean", "luma_std", "motion_vmaf", "changed_frac", *FLOW)
+WAITING = 32
+"""Small pictures measured together: code and tables of a measure stay in the cache, which a decoded frame flushes."""
 
 
 @dataclass
@@ -76,6 +70,7 @@ class Meter:
         self.flow = motion.Flow(self.fps, 1, 1)
         self.pictures = shots.Pictures(self.fps)
         self.by = 1
+        self.waiting: list[Small] = []
 
     def push(self, frame: "av.VideoFrame", time_s: float) -> None:
         """Measure the next frame."""
@@ -86,37 +81,47 @@ class Meter:
             frame = frame.reformat(width=self.shape[1], height=self.shape[0])
         y, u, v = planes(frame)
         reduced = small(y, u, v, self.by)
-        self._measure(y, reduced)
+        self.columns["motion_vmaf"].append(self.luma.push(y))
         if not self.sampled or time_s >= self.times[self.sampled[-1].frame] + self.every_s - 1e-3:
             jpeg = self.spill.add(kept_picture(self.row, frame, self.frames.long_side))
             self.sampled.append(Sampled(len(self.times), *look(self.row, y, reduced), jpeg))
         self.times.append(time_s)
+        self.waiting.append(reduced)
+        if len(self.waiting) == WAITING:
+            self._measure_waiting()
 
-    def _measure(self, y: Plane, reduced: Small) -> None:
+    def _measure_waiting(self) -> None:
+        """Measure the small pictures that wait, one measure after the other."""
         import cv2
 
-        columns = self.columns
-        before, self.hsv = self.hsv, shots.hsv(reduced)
-        columns["cut_score"].append(0.0 if before is None else shots.content_score(before, self.hsv))
-        mean, deviation = cv2.meanStdDev(reduced.y)
-        columns["luma_mean"].append(float(mean[0, 0]))
-        columns["luma_std"].append(float(deviation[0, 0]))
-        columns["motion_vmaf"].append(self.luma.push(y))
-        columns["changed_frac"].append(self.change.push(reduced.y))
-        moved = self.flow.push(reduced.y, reduced.scale)
-        if moved is not None:
-            # One value for all frames of the pair: they moved that much each.
-            for name, value in zip(("motion_px", "global_dx_px", "global_dy_px"), moved, strict=True):
-                columns[name].extend([value] * (len(self.times) + 1 - len(columns[name])))
-        elif not self.times:
-            for name in ("motion_px", "global_dx_px", "global_dy_px"):
-                columns[name].append(0.0)
-        self.pictures.push(reduced)
+        columns, waiting = self.columns, self.waiting
+        for reduced in waiting:
+            before, self.hsv = self.hsv, shots.hsv(reduced)
+            columns["cut_score"].append(0.0 if before is None else shots.content_score(before, self.hsv))
+        for reduced in waiting:
+            mean, deviation = cv2.meanStdDev(reduced.y)
+            columns["luma_mean"].append(float(mean[0, 0]))
+            columns["luma_std"].append(float(deviation[0, 0]))
+        columns["changed_frac"].extend(self.change.push(reduced.y) for reduced in waiting)
+        first = len(self.times) - len(waiting)
+        for index, reduced in enumerate(waiting, start=first):
+            moved = self.flow.push(reduced.y, reduced.scale)
+            if index == 0:
+                moved = (0.0, 0.0, 0.0)
+            if moved is not None:
+                # One value for all frames of the pair: they moved that much each.
+                for name, value in zip(FLOW, moved, strict=True):
+                    columns[name].extend([value] * (index + 1 - len(columns[name])))
+        for reduced in waiting:
+            self.pictures.push(reduced)
         if self.network is not None:
-            self.network.push(reduced)
+            for reduced in waiting:
+                self.network.push(reduced)
+        waiting.clear()
 
     def series(self) -> dict[str, Any]:
         """Columns of `tables.SERIES` but `source_id`, as arrays; `shot_probability` is None without the network."""
+        self._measure_waiting()
         count = len(self.times)
         out: dict[str, Any] = {"time_s": np.array(self.times)}
         for name, values in self.columns.items():

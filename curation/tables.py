@@ -108,8 +108,10 @@ SERIES = pa.schema(
         ("global_dx_px", pa.list_(pa.float32())),
         ("global_dy_px", pa.list_(pa.float32())),
         ("motion_px", pa.list_(pa.float32())),
+        ("picture_step", pa.list_(pa.float32())),
         ("picture_change", pa.list_(pa.float32())),
         ("blend_residual", pa.list_(pa.float32())),
+        ("wipe_roughness", pa.list_(pa.float32())),
         ("shot_probability", pa.list_(pa.float32())),
         # one value a sampled frame; `sample_frame` says which
         ("sample_frame", pa.list_(pa.int32())),

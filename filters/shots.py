@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from filters import wipes
 from filters.planes import Plane, Small
 
 Series = NDArray[np.float32]
 
 PICTURE_W = 16
 """A thumbnail is at least this wide."""
-CUT_PAIRS = ((1, 2), (1, 4), (2, 3), (4, 1), (3, 6), (6, 3))
-"""(frames before, frames after) a candidate between which the picture must differ: a flash of up to six frames or a
-step of exposure gives at least one pair of like pictures."""
+CUT_PAIRS = ((1, 1), (1, 2), (1, 4), (1, 6), (2, 0), (3, 0), (5, 0), (7, 0))
+"""(frames before, frames after) a candidate between which the picture must differ: the pictures before and after a flash
+of up to six frames are one of these pairs at its first frame, and at the first one after it."""
 SAME_LEVELS = 6.0
 """Mean difference, in 8-bit levels over Y, U and V, below which two pictures count as alike in proportion."""
 BLEND_S = (0.25, 0.5)
@@ -34,6 +35,11 @@ FLAT_STD = 4.0
 """Standard deviation of luma below which a frame is a flat field (black, white or grey), the core of a fade."""
 RAMP_STD = 14.0
 """Least standard deviation that a fade leads to."""
+LIMITS = {"pictures": 3.5, "adaptive": 3.0, "content": 27.0, "transnetv2": 0.5}
+STEP_WINDOW_S = 1 / 6
+"""Neighbours of a step: animation drawn six times a second still has one real step on each side."""
+STEP_FLOOR = 0.15
+"""A neighbour counts for at least this many levels: rounding."""
 
 
 class ShotConfig(BaseModel):
@@ -41,24 +47,30 @@ class ShotConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    detector: Literal["adaptive", "content", "transnetv2"] = "adaptive"
-    """`adaptive` and `content` are PySceneDetect's; `transnetv2` is the network (needs the extra `shots`)."""
+    detector: Literal["pictures", "adaptive", "content", "transnetv2"] = "pictures"
+    """`pictures` compares thumbnails; `adaptive` and `content` are PySceneDetect's; `transnetv2` is the network (needs the
+    extra `shots`)."""
     threshold: float | None = Field(default=None, gt=0)
-    """The detector's own: ratio to the neighbours 3.0 (adaptive), content value 27 (content), probability 0.5."""
+    """The detector's own: ratio to the neighbours 3.5 (pictures) or 3.0 (adaptive), content value 27 (content),
+    probability 0.5 (transnetv2)."""
+    min_step: float = Field(default=1.0, ge=0)
+    """`pictures` only: least change of a cut (series `picture_step`), in levels."""
     min_content: float = Field(default=15.0, ge=0)
-    """Adaptive only: least content value of a cut."""
-    min_picture_change: float = Field(default=0.25, ge=0, le=1)
+    """`adaptive` only: least content value of a cut."""
+    min_picture_change: float = Field(default=0.2, ge=0, le=1)
     """A cut must leave pictures that differ by this much (series `picture_change`): flashes and exposure steps do not.
     0 switches the check off."""
     min_shot_s: float = Field(default=0.0, ge=0)
     """A cut nearer than this to the one before it is dropped."""
     blend_residual: float = Field(default=0.22, ge=0, le=1)
     """A dissolve's middle differs from the mean of its ends by less than this share of their difference. 0: none."""
+    wipe_roughness: float = Field(default=0.35, ge=0, le=1)
+    """The moments at which the points of a picture change lie in a smoother order than this under a wipe. 0: none."""
 
     @property
     def limit(self) -> float:
         """The threshold in force."""
-        return self.threshold or {"adaptive": 3.0, "content": 27.0, "transnetv2": 0.5}[self.detector]
+        return self.threshold or LIMITS[self.detector]
 
 
 def hsv(picture: Small) -> Plane:
@@ -80,19 +92,23 @@ def content_score(before: Plane, after: Plane) -> float:
 
 
 class Pictures:
-    """Takes small pictures one by one and gives `picture_change` and `blend_residual` for each, in blocks.
+    """Takes small pictures one by one and measures thumbnails of them, in blocks.
 
     Only a window of thumbnails is held, whatever the length of the film.
     """
 
     def __init__(self, fps: float, block: int = 256) -> None:
+        self.fps = fps
         self.lags = sorted({max(2, round(s * fps)) for s in BLEND_S})
-        self.margin = max(*self.lags, *(max(pair) for pair in CUT_PAIRS))
+        self.margin = max(*self.lags, *(max(pair) for pair in CUT_PAIRS), wipes.reach(fps))
         self.block = block
         self.held: list[NDArray[np.uint8]] = []
+        self.first = 0
+        """Frames let go of: the index of the first one held."""
         self.done = 0
-        self.change: list[Series] = []
-        self.residual: list[Series] = []
+        """Of those held, how many are measured."""
+        self.found: dict[str, list[Series]] = {"picture_step": [], "picture_change": [], "blend_residual": []}
+        self.fronts: list[tuple[int, int, float]] = []
 
     def push(self, picture: Small) -> None:
         """Add the next frame."""
@@ -100,21 +116,29 @@ class Pictures:
         if len(self.held) - self.done >= self.block + self.margin:
             self._flush(self.block)
 
-    def finish(self) -> tuple[Series, Series]:
-        """`picture_change` and `blend_residual` of all frames pushed."""
+    def finish(self) -> dict[str, Series]:
+        """`picture_step`, `picture_change`, `blend_residual` and `wipe_roughness` of all frames pushed."""
         if self.held:
             self._flush(len(self.held) - self.done)
         empty = [np.zeros(0, np.float32)]
-        return np.concatenate(self.change or empty), np.concatenate(self.residual or empty)
+        out = {name: np.concatenate(values or empty) for name, values in self.found.items()}
+        roughness = np.ones(self.first + self.done, np.float32)
+        for start, end, value in wipes.smoothest(self.fronts):
+            roughness[start:end] = np.minimum(roughness[start:end], value)
+        return out | {"wipe_roughness": roughness}
 
     def _flush(self, count: int) -> None:
         """Measure `count` more frames, then let go of the pictures that no later frame looks back at."""
         window = np.stack(self.held).astype(np.float32)
         frames = np.arange(self.done, self.done + count)
-        self.change.append(picture_change(window, frames))
-        self.residual.append(blend_residual(window, frames, self.lags))
+        self.found["picture_step"].append(picture_step(window, frames))
+        self.found["picture_change"].append(picture_change(window, frames))
+        self.found["blend_residual"].append(blend_residual(window, frames, self.lags))
+        middles = frames[(frames + self.first) % max(1, round(wipes.EVERY_S * self.fps)) == 0]
+        self.fronts += [(self.first + a, self.first + b, v) for a, b, v in wipes.fronts(window, middles, self.fps)]
         drop = max(0, self.done + count - self.margin)
         self.held = self.held[drop:]
+        self.first += drop
         self.done += count - drop
 
 
@@ -124,6 +148,17 @@ def _thumbnail(picture: Plane) -> Plane:
     by = max(1, min(picture.shape[1] // PICTURE_W, picture.shape[0] // (PICTURE_W // 2)))
     height, width = picture.shape[0] // by, picture.shape[1] // by
     out: Plane = cv2.resize(picture[: height * by, : width * by], (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    return out
+
+
+def picture_step(pictures: NDArray[np.float32], frames: NDArray[np.int_]) -> Series:
+    """How much the picture changed since the frame before, in levels: the square of the mean square root of the
+    differences of all points and planes. 0 for the first picture.
+
+    A mean would let a part that changes much stand for the whole; grain is averaged away in a thumbnail.
+    """
+    difference = np.abs(pictures[frames] - pictures[np.maximum(frames - 1, 0)])
+    out: Series = np.sqrt(difference, out=difference).mean(axis=(1, 2, 3)) ** 2
     return out
 
 
@@ -182,29 +217,22 @@ def _unlike(shapes: NDArray[np.float32], norms: Series, a: NDArray[np.int_], b: 
 def boundaries(series: Mapping[str, Any], fps: float, config: ShotConfig) -> tuple[list[int], list[dict[str, Any]]]:
     """Hard cuts (first frames of new shots) and gradual transitions of a source, from its kept series.
 
-    `series` has `cut_score`, `picture_change`, `blend_residual`, `luma_std`, and for the detector `transnetv2`
-    `shot_probability`. A cut inside a transition is part of it.
+    `series` has `cut_score`, `picture_step`, `picture_change`, `blend_residual`, `wipe_roughness`, `luma_std`, and for
+    the detector `transnetv2` `shot_probability`. A cut inside a transition is part of it.
     """
-    probability = series["shot_probability"] if config.detector == "transnetv2" else None
-    cuts = find_cuts(series["cut_score"], series["picture_change"], fps, config, probability)
-    gradual = find_gradual(series["blend_residual"], series["luma_std"], cuts, fps, config)
+    cuts = find_cuts(series, fps, config)
+    gradual = find_gradual(series, cuts, fps, config)
     return [c for c in cuts if not any(g["start"] < c < g["end"] for g in gradual)], gradual
 
 
-def find_cuts(
-    cut_score: Series, change: Series, fps: float, config: ShotConfig, probability: Series | None = None
-) -> list[int]:
-    """First frames of new shots. `probability` is the network's series, for the detector `transnetv2` only."""
+def find_cuts(series: Mapping[str, Any], fps: float, config: ShotConfig) -> list[int]:
+    """First frames of new shots."""
     if config.detector == "transnetv2":
-        assert probability is not None
-        found = _peaks(probability, config.limit)
+        found = _peaks(series["shot_probability"], config.limit)
     else:
-        ratio = adaptive_ratio(cut_score)
-        hit = cut_score >= config.limit
-        if config.detector == "adaptive":
-            hit = (ratio >= config.limit) & (cut_score >= config.min_content)
+        hit = _candidates(series, fps, config)
         if config.min_picture_change:
-            hit &= change >= config.min_picture_change
+            hit &= series["picture_change"] >= config.min_picture_change
         found = np.flatnonzero(hit).tolist()
     shortest = max(1, round(config.min_shot_s * fps))
     kept: list[int] = []
@@ -212,6 +240,36 @@ def find_cuts(
         if frame > 0 and (not kept or frame - kept[-1] >= shortest):
             kept.append(frame)
     return kept
+
+
+def _candidates(series: Mapping[str, Any], fps: float, config: ShotConfig) -> NDArray[np.bool_]:
+    """Frames at which a detector that compares neighbours fires."""
+    out: NDArray[np.bool_]
+    if config.detector == "pictures":
+        step = series["picture_step"]
+        out = (step_ratio(step, fps) >= config.limit) & (step >= config.min_step)
+    elif config.detector == "adaptive":
+        score = series["cut_score"]
+        out = (adaptive_ratio(score) >= config.limit) & (score >= config.min_content)
+    else:
+        out = series["cut_score"] >= config.limit
+    return out
+
+
+def step_ratio(step: Series, fps: float) -> Series:
+    """A frame's `picture_step` over the second largest within a sixth of a second around it.
+
+    The second largest: one cut or flash nearby hides no other. Not the mean: repeated frames (24 a second stored as 60,
+    animation) have steps of 0 between, and motion would stand out from them.
+    """
+    if len(step) < 3:
+        return np.zeros_like(step)
+    reach = max(2, round(STEP_WINDOW_S * fps))
+    # Frame 0 has no step. Beyond the ends the series is mirrored, so that motion cut off by an end has neighbours.
+    padded = np.pad(step[1:], reach, mode="reflect")
+    around = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    second = np.partition(np.delete(around, reach, axis=1), -2, axis=1)[:, -2]
+    return np.concatenate([[0.0], step[1:] / np.maximum(second, STEP_FLOOR)]).astype(np.float32)
 
 
 def adaptive_ratio(cut_score: Series, window: int = 2) -> Series:
@@ -249,16 +307,16 @@ def runs(mask: NDArray[np.bool_], gap: int = 0) -> list[tuple[int, int]]:
     return spans
 
 
-def find_gradual(
-    residual: Series, luma_std: Series, cuts: Sequence[int], fps: float, config: ShotConfig
-) -> list[dict[str, Any]]:
-    """Fades and dissolves as {start, end, kind}, half-open, in order, apart; no dissolve crosses a hard cut."""
-    found = _fades(luma_std, fps) + _dissolves(residual, luma_std, cuts, fps, config.blend_residual)
+def find_gradual(series: Mapping[str, Any], cuts: Sequence[int], fps: float, config: ShotConfig) -> list[dict[str, Any]]:
+    """Fades, dissolves and wipes as {start, end, kind}, half-open, in order, apart; no dissolve crosses a hard cut."""
+    std = series["luma_std"]
+    found = _fades(std, fps) + _dissolves(series["blend_residual"], std, cuts, fps, config.blend_residual)
+    found += [(a, b, "wipe") for a, b in runs(series["wipe_roughness"] < config.wipe_roughness)]
     merged: list[dict[str, Any]] = []
     for start, end, kind in sorted(found):
         if merged and start <= merged[-1]["end"]:
             merged[-1]["end"] = max(end, merged[-1]["end"])
-            merged[-1]["kind"] = "fade" if "fade" in (kind, merged[-1]["kind"]) else kind
+            merged[-1]["kind"] = max(kind, merged[-1]["kind"], key=("dissolve", "wipe", "fade").index)
         else:
             merged.append({"start": start, "end": end, "kind": kind})
     return merged

@@ -10,32 +10,14 @@ from scenedetect import ContentDetector
 from curation.errors import ConfigError
 from filters import shots, transnet
 from filters.shots import Pictures, ShotConfig, adaptive_ratio, boundaries, find_cuts
+from tests.filters.planted import seen
 from tests.filters.synthetic import pan, small, texture
 
 FPS = 24.0
 
 
-def series(pictures: list[np.ndarray], block: int = 256) -> dict[str, np.ndarray]:
-    """The series of a list of RGB pictures."""
-    window, before, scores, deviations = Pictures(FPS, block), None, [], []
-    for picture in pictures:
-        reduced = small(picture)
-        hsv = shots.hsv(reduced)
-        scores.append(0.0 if before is None else shots.content_score(before, hsv))
-        deviations.append(reduced.y.std())
-        before = hsv
-        window.push(reduced)
-    change, residual = window.finish()
-    return {
-        "cut_score": np.array(scores, np.float32),
-        "picture_change": change,
-        "blend_residual": residual,
-        "luma_std": np.array(deviations, np.float32),
-    }
-
-
 def decide(pictures: list[np.ndarray], config: ShotConfig | None = None) -> tuple[list[int], list[dict]]:
-    return boundaries(series(pictures), FPS, config or ShotConfig())
+    return boundaries(seen(pictures, FPS), FPS, config or ShotConfig())
 
 
 def scene(seed: int, frames: int) -> list[np.ndarray]:
@@ -62,7 +44,7 @@ def test_the_adaptive_ratio_is_pyscenedetects() -> None:
     assert ratio[10] == 255.0
 
 
-@pytest.mark.parametrize("detector", ["adaptive", "content"])
+@pytest.mark.parametrize("detector", ["pictures", "adaptive", "content"])
 def test_hard_cuts_are_found_to_the_frame(detector: str) -> None:
     pictures = scene(1, 40) + scene(2, 30) + scene(3, 50)
     assert decide(pictures, ShotConfig(detector=detector)) == ([40, 70], [])
@@ -130,7 +112,7 @@ def test_a_least_shot_length_drops_the_later_cut() -> None:
 
 def test_blocks_and_their_edges_change_nothing() -> None:
     pictures = scene(1, 40) + scene(2, 33) + mix(scene(2, 15), scene(4, 15)) + scene(4, 20)
-    whole, pieces = series(pictures), series(pictures, block=7)
+    whole, pieces = seen(pictures, FPS), seen(pictures, FPS, block=7)
     for name, values in whole.items():
         np.testing.assert_allclose(values, pieces[name], atol=1e-5, err_msg=name)
 
@@ -144,8 +126,7 @@ def test_little_is_held_of_a_long_film() -> None:
 
 
 def test_no_frames_give_empty_series() -> None:
-    change, residual = Pictures(FPS).finish()
-    assert len(change) == len(residual) == 0
+    assert all(len(values) == 0 for values in Pictures(FPS).finish().values())
 
 
 def test_the_network_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,5 +144,4 @@ def test_the_network_finds_cuts_across_its_windows() -> None:
     probability = network.finish()
     assert len(probability) == len(pictures) and len(network.held) <= transnet.WINDOW
     config = ShotConfig(detector="transnetv2")
-    none = np.zeros(len(pictures), np.float32)
-    assert find_cuts(none, none, FPS, config, probability) == [52]
+    assert find_cuts({"shot_probability": probability}, FPS, config) == [52]

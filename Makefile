@@ -49,8 +49,9 @@ lint: $(VENV)/.dev ## Ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## Cost of analysis against bare decoding, on your own videos (REELSET_VIDEOS=folder)
-	$(BIN)/python tests/benchmarks/analysis_cost.py
+bench: $(VENV)/.dev ## Cost of measuring and of whole jobs, each figure beside its target (REELSET_VIDEOS=folder; BENCH=--long)
+	$(BIN)/python -m tests.benchmarks.bench $(BENCH)
+	$(BIN)/python -m tests.benchmarks.time_profile
 
 clean: ## Remove the virtual environment and the demo
 	rm -rf $(VENV) demo

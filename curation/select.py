@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 Rows: TypeAlias = Union[pa.Table, "Dataset"]
 """Rows in memory, or Parquet files that are read as they are needed."""
 
+MEMORY = "2GB"
+"""What DuckDB may hold; beyond it, it spills to the temporary folder."""
+BATCH = 1 << 20
+"""Rows of a chunk of the result: those of a row group, so that a file's bytes depend on the rows alone."""
+
 FIT = pa.schema([("clip_id", pa.string()), ("bucket", pa.string()), ("bucket_why", pa.string()), ("misfit", pa.string())])
 """What the shape buckets say of a clip: a bucket, or why none fits (`too_small`, `too_few_frames`)."""
 
@@ -53,17 +58,22 @@ def fit_table(fits: Mapping[str, tuple[str | None, str, str | None]]) -> pa.Tabl
     return pa.Table.from_pylist(rows, schema=FIT)
 
 
-def select(sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous: Rows, fits: Rows) -> pa.Table:
+def select(
+    sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous: Rows, fits: pa.Table | pa.RecordBatchReader
+) -> pa.Table:
     """One row of `tables.SELECTION` a new clip, sorted by clip_id; `shard` and `position` are left null.
 
     `previous` has the rows of earlier selections of the same subset: they are not decided again nor given back, and
-    what they kept counts first in the quotas. `fits` is a `FIT` table. The first of these that applies is the reason:
-    `error:<code>`, `rule:<text>`, `unmeasured:<column>`, `unselected:too_small|too_few_frames`,
-    `unselected:aspect_mix`, `kept`. The same rows in another order or number of files give the same table.
+    what they kept counts first in the quotas. `fits` is a `FIT` table or a stream of one. The first of these that
+    applies is the reason: `error:<code>`, `rule:<text>`, `unmeasured:<column>`,
+    `unselected:too_small|too_few_frames`, `unselected:aspect_mix`, `kept`. The same rows in another order or number of
+    files give the same table.
     """
     import duckdb
 
-    with TemporaryDirectory() as spill, duckdb.connect(config={"temp_directory": spill}) as connection:
+    with TemporaryDirectory() as spill, duckdb.connect() as connection:
+        connection.execute(f"SET temp_directory = {literal(spill)}; SET memory_limit = '{MEMORY}'")
+        connection.execute("SET preserve_insertion_order = false")
         for name, rows in {"sources": sources, "clips": clips, "previous": previous, "fits": fits}.items():
             connection.register(name, rows)
         connection.execute(f"CREATE TABLE decided AS {_decided_sql(subset)}")
@@ -77,7 +87,7 @@ def select(sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous
                    CASE WHEN kept THEN {split} THEN 'validation' ELSE 'train' END END AS split,
                    CASE WHEN kept THEN bucket END AS bucket, bucket_why, NULL AS shard, NULL AS position
             FROM decided ORDER BY clip_id"""
-        chosen = connection.sql(query).to_arrow_table()
+        chosen = connection.sql(query).to_arrow_table(BATCH)
     return chosen.cast(SELECTION)
 
 
@@ -97,16 +107,16 @@ def _decided_sql(subset: SubsetConfig) -> str:
                     ELSE coalesce(source_reason, CASE WHEN kind = 'image' THEN {image} ELSE {video} END,
                                   CASE WHEN bucket IS NULL THEN concat('unselected:', coalesce(misfit, 'no_bucket')) END,
                                   'kept') END AS reason
-        FROM clips ANTI JOIN previous USING (clip_id) JOIN judged USING (source_id) LEFT JOIN fits USING (clip_id)"""
+        FROM clips ANTI JOIN previous USING (clip_id) LEFT JOIN judged USING (source_id) LEFT JOIN fits USING (clip_id)"""
 
 
 def _check_whole(connection: "duckdb.DuckDBPyConnection") -> None:
-    """Every new clip is decided exactly once."""
-    new = "SELECT count(*) FROM clips ANTI JOIN previous USING (clip_id)"
-    decided, distinct, clips = connection.execute(f"SELECT count(*), count(DISTINCT clip_id), ({new}) FROM decided").fetchall()[
-        0
-    ]
-    assert decided == distinct == clips, f"{clips} clips, {decided} decisions: a source is missing or an id is not unique"
+    """Every new clip is decided exactly once, with its source at hand."""
+    query = "SELECT count(*), count(DISTINCT clip_id), count(family) FROM decided"
+    decided, distinct, known = connection.execute(query).fetchall()[0]
+    assert decided == distinct == known, (
+        f"{decided} decisions on {distinct} clips, {known} of them with a source: a source is missing or an id is not unique"
+    )
 
 
 def _mix(connection: "duckdb.DuckDBPyConnection", landscape_share: float, seed: int) -> None:

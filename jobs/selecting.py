@@ -1,12 +1,15 @@
 """*Select*: from measured clips to a plan that says which clip goes to which shard, in which order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pyarrow.dataset import Dataset, dataset
 
 from bucketing import buckets, plan
 from curation import run_folder, storage
@@ -18,6 +21,13 @@ from jobs.analyze import done_units
 from jobs.config import Config, apply, resolve
 
 MADE_BY = b"reelset_select"
+FIT_ROWS = 4096
+"""Clips that are fitted to their buckets at a time."""
+FIT_COLUMNS = (
+    *("clip_id", "kind", "frames", "duration_s", "width", "height"),
+    *(f"border_{side}_px" for side in ("left", "right", "top", "bottom")),
+)
+"""Columns of `clips` that decide a bucket (`buckets.choose`); `pixel_aspect` and `rotation` of the source join them."""
 
 
 def settings(page: dict[str, Any], file: Path | None, overrides: Sequence[str], rules: Sequence[str] | None) -> Config:
@@ -51,38 +61,71 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
     units = [u for u in done_units(folder) if u not in done]
     if not units:
         return f"select: {subset.name}: nothing new"
-    table = _decide(folder, config, subset, units, storage.read_table(place, SELECTION))
+    table = _decide(folder, config, subset, units, place)
     table = table.replace_schema_metadata({MADE_BY: made_by.encode()})
     storage.write_table(storage.join(place, f"{units[0]}--{units[-1]}.parquet"), table)
-    kept = sum(table["kept"].to_pylist())
-    return f"select: {subset.name}: {kept} of {table.num_rows} clips kept"
+    return f"select: {subset.name}: {table['kept'].combine_chunks().true_count} of {table.num_rows} clips kept"
 
 
-def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], previous: pa.Table) -> pa.Table:
-    sources = _read(folder, "sources", units, SOURCES)
-    clips = _read(folder, "clips", units, CLIPS)
-    shapes = {row["source_id"]: row for row in sources.select(["source_id", "pixel_aspect", "rotation"]).to_pylist()}
-    fits = {
-        row["clip_id"]: _fit(row | shapes[row["source_id"]], subset.bucket_class)
-        for row in clips.to_pylist()
-        if row["status"] == "ok"
-    }
-    chosen = rules_select.select(sources, clips, subset, config.seed, previous, rules_select.fit_table(fits))
-    taken = plan.next_shards(previous)
-    return plan.assign(chosen, config.seed, config.shards, taken)
+def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], place: str) -> pa.Table:
+    """The selection of these units. The tables pass through as they are read; what is held is the selection itself."""
+    sources = _files(folder, "sources", units, SOURCES)
+    clips = _files(folder, "clips", units, CLIPS)
+    previous = storage.read_table(place, SELECTION, ["clip_id", "kept", "bucket", "shard"])
+    with _fits(sources, clips, subset.bucket_class) as fits:
+        chosen = rules_select.select(sources, clips, subset, config.seed, previous, fits)
+    kept = chosen.select(["clip_id", "kept", "split", "bucket", "shard", "position"]).filter(chosen["kept"])
+    placed = plan.assign(kept, config.seed, config.shards, plan.next_shards(previous))
+    return _join(chosen, placed)
 
 
-def _fit(clip: dict[str, Any], bucket_class: int) -> tuple[str | None, str, str | None]:
-    choice = buckets.choose(clip, bucket_class)
-    return choice.bucket.name if choice.bucket else None, choice.why, choice.misfit
+def _join(chosen: pa.Table, placed: pa.Table) -> pa.Table:
+    """A selection with the shards and positions of its kept rows filled in; both tables are sorted by clip_id."""
+    filled, taken = [], 0
+    for batch in chosen.to_batches():
+        kept = batch["kept"]
+        part = placed.slice(taken, kept.true_count).combine_chunks()
+        taken += kept.true_count
+        for name in ("shard", "position") if part.num_rows else ():
+            column = pc.replace_with_mask(batch[name], kept, part[name].chunk(0))
+            batch = batch.set_column(batch.schema.get_field_index(name), name, column)
+        filled.append(batch)
+    return pa.Table.from_batches(filled, chosen.schema)
 
 
-def _read(folder: str, table: str, units: Sequence[str], schema: pa.Schema) -> pa.Table:
-    parts = []
-    for unit in units:
-        with storage.open_read(storage.join(folder, table, f"{unit}.parquet")) as file:
-            parts.append(pq.read_table(file, columns=schema.names))
-    return pa.concat_tables(parts)
+@contextmanager
+def _fits(sources: Dataset, clips: Dataset, bucket_class: int) -> Iterator[pa.RecordBatchReader]:
+    """Which bucket each clip fits, as a stream of `FIT` rows."""
+    import duckdb
+
+    own = ", ".join(f"c.{name}" for name in FIT_COLUMNS)
+    query = f"SELECT {own}, s.pixel_aspect, s.rotation FROM clips c JOIN sources s USING (source_id) WHERE c.status = 'ok'"
+    with duckdb.connect(config={"memory_limit": rules_select.MEMORY}) as connection:
+        connection.register("sources", sources)
+        connection.register("clips", clips)
+        found = connection.sql(query).to_arrow_reader(FIT_ROWS)
+        fitted = (_fit(batch, bucket_class) for batch in found)
+        yield pa.RecordBatchReader.from_batches(rules_select.FIT, fitted)
+
+
+def _fit(clips: pa.RecordBatch, bucket_class: int) -> pa.RecordBatch:
+    choices = [buckets.choose(clip, bucket_class) for clip in clips.to_pylist()]
+    columns = [
+        clips["clip_id"],
+        pa.array([c.bucket.name if c.bucket else None for c in choices], pa.string()),
+        pa.array([c.why for c in choices], pa.string()),
+        pa.array([c.misfit for c in choices], pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=rules_select.FIT)
+
+
+def _files(folder: str, table: str, units: Sequence[str], schema: pa.Schema) -> Dataset:
+    """The files of a table for these units, read as they are needed."""
+    urls = [storage.join(folder, table, f"{unit}.parquet") for unit in units]
+    if not storage.is_remote(folder):
+        return dataset([str(storage.local_path(url)) for url in urls], schema, format="parquet")
+    fs, _ = storage._remote(folder)
+    return dataset([fs._strip_protocol(url) for url in urls], schema, format="parquet", filesystem=fs)
 
 
 def _made_by(config: Config, subset: SubsetConfig) -> str:

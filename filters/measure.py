@@ -151,14 +151,13 @@ def _motion_scores(
     cuts: Sequence[int],
     gradual: Sequence[dict[str, Any]],
 ) -> dict[str, float | None]:
-    lag = motion.change_lag(fps)
     times = series["time_s"]
     return {
         "motion_vmaf": motion.motion_vmaf(series["motion_vmaf"], *span),
         "motion_mv": motion.motion_mv(series["motion_px"], *span, fps),
-        "motion_static_frac": motion.motion_static_frac(series["changed_frac"], *span, lag),
+        "motion_static_frac": motion.motion_static_frac(series["changed_frac"], *span, motion.change_lag(fps)),
         "jitter_shots_per_s": edits.jitter_shots_per_s(series["cut_score"], times, *edges, end_s),
-        "slideshow_score": edits.slideshow_score(series["changed_frac"], cuts, gradual, times, edges, end_s, lag),
+        "slideshow_score": edits.slideshow_score(series, cuts, gradual, edges, end_s, fps),
     }
 
 

@@ -5,9 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bucketing import buckets
@@ -18,7 +21,7 @@ from curation.child import Child, shared
 from curation.engine import Item, Step
 from curation.errors import ConfigError, SourceError
 from curation.media import MediaLimits
-from curation.tables import SELECTION
+from curation.tables import SELECTION, SOURCES
 from jobs.config import Config
 
 
@@ -36,18 +39,20 @@ def missing(run: str, config: Config) -> Missing:
     wanted: dict[str, set[tuple[str, int]]] = defaultdict(set)
     units = _unit_of_source(run)
     for subset in config.subsets:
-        done = {u.removesuffix(".parquet") for u in storage.walk(storage.join(run, "shards", subset.name), ".parquet")}
-        for shard, samples in _planned(run, subset.name, units).items():
-            if storage.join(run, "shards", subset.name, shard) in done:
-                continue
-            for sample in samples:
-                sample["key"] = cut_key(sample["clip_id"], subset.bucket_class)
-                wanted[sample["unit"]].add((sample["clip_id"], subset.bucket_class))
+        place = storage.join(run, "shards", subset.name)
+        done = [u.removeprefix(f"{place}/").removesuffix(".parquet") for u in storage.walk(place, ".parquet")]
+        for shard, rows in groupby(_planned(run, subset.name, units, done), key=itemgetter(0)):
+            samples = []
+            for _, clip_id, unit in rows:
+                assert unit, f"{clip_id} is selected, and its source is in no unit"
+                wanted[unit].add((clip_id, subset.bucket_class))
+                samples.append({"clip_id": clip_id, "unit": unit, "key": cut_key(clip_id, subset.bucket_class)})
             shards.append({"subset": subset.name, "shard": shard, "samples": samples})
+    there = set(storage.names(storage.join(run, "cuts"), ".parquet"))
     cuts = [
         {"unit": unit, "clips": sorted(clips)}
         for unit, clips in sorted(wanted.items())
-        if not {cut_key(*clip) for clip in clips} <= cut_keys(run, unit)
+        if f"{unit}.parquet" not in there or not {cut_key(*clip) for clip in clips} <= cut_keys(run, unit)
     ]
     return Missing(cuts, shards)
 
@@ -72,18 +77,25 @@ def cut_key(clip_id: str, bucket_class: int) -> str:
     return f"{clip_id}-{bucket_class}"
 
 
-def _unit_of_source(run: str) -> dict[str, str]:
-    table = storage.read_table(storage.join(run, "sources"), columns=["source_id", "unit"])
-    return dict(zip(table["source_id"].to_pylist(), table["unit"].to_pylist(), strict=True))
+def _unit_of_source(run: str) -> pa.Table:
+    """`source_id, unit` of every source."""
+    return storage.read_table(storage.join(run, "sources"), SOURCES, ["source_id", "unit"])
 
 
-def _planned(run: str, subset: str, units: Mapping[str, str]) -> dict[str, list[Item]]:
-    """Shard -> its samples in order, from the selection."""
-    table = storage.read_table(storage.join(run, "selection", subset), SELECTION, ["clip_id", "source_id", "shard", "position"])
-    planned: dict[str, list[Item]] = defaultdict(list)
-    for row in table.filter(table["shard"].is_valid()).sort_by([("shard", "ascending"), ("position", "ascending")]).to_pylist():
-        planned[row["shard"]].append({"clip_id": row["clip_id"], "unit": units[row["source_id"]]})
-    return planned
+def _planned(run: str, subset: str, units: pa.Table, done: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(shard, clip_id, unit) of the planned samples that are in no shard of `done`, shard by shard, in order."""
+    import duckdb
+
+    query = """SELECT shard, clip_id, unit FROM selection LEFT JOIN units USING (source_id)
+               WHERE shard IS NOT NULL AND shard NOT IN (SELECT shard FROM done) ORDER BY shard, position"""
+    columns = ["clip_id", "source_id", "shard", "position"]
+    with duckdb.connect() as connection:
+        connection.register("selection", storage.read_table(storage.join(run, "selection", subset), SELECTION, columns))
+        connection.register("units", units)
+        connection.register("done", pa.table({"shard": pa.array(done, pa.string())}))
+        found = connection.execute(query)
+        while rows := found.fetchmany(10_000):
+            yield from rows
 
 
 def cut_steps(run: str, config: Config) -> list[Step]:

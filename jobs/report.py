@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from curation import run_folder, storage
 from curation.errors import CODES
 from curation.rules import SubsetConfig
@@ -44,7 +47,7 @@ def write_report(run: str) -> str:
     """Write `report/index.html` of a run folder and return where it is. Raises ConfigError where it is no run."""
     place = storage.join(run, "report", "index.html")
     with connect(run) as connection:
-        page = gather(connection, run_folder.read(run), subsets(run))
+        page = gather(connection, run)
     storage.write_bytes(place, render(page).encode("utf-8", "replace"))
     return place
 
@@ -64,12 +67,14 @@ def render(page: Mapping[str, Any], template: str = "report.html.j2") -> str:
     return environment.get_template(template).render(page)
 
 
-def gather(connection: "duckdb.DuckDBPyConnection", front: Mapping[str, Any], lists: Sequence[SubsetConfig]) -> dict[str, Any]:
-    """Everything the page shows."""
+def gather(connection: "duckdb.DuckDBPyConnection", run: str) -> dict[str, Any]:
+    """Everything the page shows of a run folder."""
+    front, lists = run_folder.read(run), subsets(run)
+    for query in (*HELD, DECIDED):
+        connection.execute(query)
     sources = source_states(connection)
-    connection.execute(DECIDED)
     made = [_subset(connection, subset, sources) for subset in (*lists, *_others(connection, lists))]
-    pictures = example_frames(connection)
+    pictures = example_frames(connection, run)
     views = {row["name"] for row in rows(connection, "SHOW TABLES")}
     return {
         "front": front,
@@ -86,6 +91,18 @@ def gather(connection: "duckdb.DuckDBPyConnection", front: Mapping[str, Any], li
         "kinds": [{"title": t, "rows": rows(connection, q)} for t, q in KINDS.items()],
         "costs": rows(connection, COSTS),
     }
+
+
+HELD = (
+    "SET memory_limit = '2GB'",
+    """CREATE TEMP TABLE sources AS SELECT source_id, unit, path, kind, container, video_codec, duration_s, width, height,
+              status, reason, error_code, error_message FROM sources""",
+    "CREATE TEMP TABLE clips AS FROM clips",
+    "CREATE TEMP TABLE selection AS SELECT subset, clip_id, kept, reason, split, bucket, shard FROM selection",
+    """CREATE TEMP TABLE produced AS SELECT subset, clip_id, status, error_code, error_message, bucket, fps, frames, shard,
+              bytes FROM produced""",
+)
+"""The page asks these tables a hundred questions and more: their files are read once. DuckDB spills what is too large."""
 
 
 def _others(connection: "duckdb.DuckDBPyConnection", lists: Sequence[SubsetConfig]) -> list[SubsetConfig]:
@@ -341,7 +358,7 @@ def _drawn(lines: Sequence[Threshold], low: float, high: float) -> list[dict[str
     return drawn
 
 
-def example_frames(connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
+def example_frames(connection: "duckdb.DuckDBPyConnection", run: str) -> dict[str, Any]:
     """subset -> reasons, each with up to `EXAMPLES` small pictures; the first of every reason before the second of any."""
     query = f"""SELECT subset, reason, count(*) AS n,
                        arg_min(struct_pack(clip_id := clip_id, path := path, at := start_s), md5(clip_id), {CANDIDATES})
@@ -349,7 +366,7 @@ def example_frames(connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
                 FROM decided GROUP BY subset, reason ORDER BY subset, reason = 'kept' DESC, n DESC, reason"""
     reasons = rows(connection, query)
     chosen = [_spread(row["clips"]) for row in reasons]
-    jpegs = _middle_frames(connection, sorted({clip["clip_id"] for clips in chosen for clip in clips}))
+    jpegs = _middle_frames(connection, run, [clip["clip_id"] for clips in chosen for clip in clips])
     shown: dict[str, list[dict[str, Any]]] = {}
     groups = []
     for row in reasons:
@@ -380,15 +397,19 @@ def _spread(clips: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*first.values(), *others][:EXAMPLES]
 
 
-def _middle_frames(connection: "duckdb.DuckDBPyConnection", clip_ids: Sequence[str]) -> dict[str, str]:
-    """clip_id -> data URI of its middle kept frame, small."""
-    query = """SELECT clip_id, jpeg FROM frames WHERE clip_id IN (SELECT unnest($1::VARCHAR[]))
-               QUALIFY row_number() OVER (PARTITION BY clip_id ORDER BY frame)
-                       = (count(*) OVER (PARTITION BY clip_id) + 1) // 2"""
-    found = connection.execute(query, [list(clip_ids)])
+def _middle_frames(connection: "duckdb.DuckDBPyConnection", run: str, clip_ids: Sequence[str]) -> dict[str, str]:
+    """clip_id -> data URI of its middle kept frame, small. Only the files of these clips' units are opened."""
+    query = """SELECT unit, array_agg(clip_id ORDER BY clip_id) AS clips FROM clips JOIN sources USING (source_id)
+               WHERE clip_id IN (SELECT unnest($1::VARCHAR[])) GROUP BY 1 ORDER BY 1"""
     uris: dict[str, str] = {}
-    while batch := found.fetchmany(64):
-        uris |= {clip_id: uri for clip_id, jpeg in batch if (uri := _thumbnail(jpeg))}
+    for row in rows(connection, query, [list(clip_ids)]):
+        with storage.open_read(storage.join(run, "frames", f"{row['unit']}.parquet")) as file:
+            wanted = pc.field("clip_id").isin(row["clips"])
+            table = pq.read_table(file, columns=["clip_id", "frame", "jpeg"], filters=wanted).sort_by("frame")
+        for clip_id in row["clips"]:
+            jpegs = table.filter(pc.equal(table["clip_id"], clip_id))["jpeg"]
+            if len(jpegs) and (uri := _thumbnail(jpegs[(len(jpegs) - 1) // 2].as_py())):
+                uris[clip_id] = uri
     return uris
 
 

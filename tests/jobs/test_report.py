@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from curation.rules import SubsetConfig
-from curation.run_folder import read
 from curation.tables import FRAMES, SELECTION
 from jobs import report
 from jobs.funnel import Amount, steps
-from jobs.inspect import connect, subsets
+from jobs.inspect import connect
 from tests.jobs.run_samples import NASTY, SUBSET, make_run, verdict, write
 
 
@@ -31,7 +30,7 @@ def page(run: Path) -> str:
 @pytest.fixture(scope="module")
 def gathered(run: Path) -> dict[str, Any]:
     with connect(str(run)) as connection:
-        return report.gather(connection, read(str(run)), subsets(str(run)))
+        return report.gather(connection, str(run))
 
 
 def plain(html: str) -> str:
@@ -158,7 +157,7 @@ def test_the_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(report, "PICTURE_BYTES", 2000)
     with connect(str(tmp_path)) as connection:
         connection.execute(report.DECIDED)
-        pictures = report.example_frames(connection)
+        pictures = report.example_frames(connection, str(tmp_path))
     shown = [p for groups in pictures["subsets"].values() for g in groups for p in g["pictures"]]
     assert sum(len(p["uri"]) for p in shown) <= 2000
     assert len(shown) + pictures["left_out"] == len(made["clips"]) - 1
@@ -205,7 +204,7 @@ def test_a_reason_of_videos_and_images_is_counted_whole(tmp_path: Path) -> None:
     chosen = [verdict(c, "unselected:too_small") for c in made["clips"]]
     write(tmp_path / "selection" / "small" / "unit-000000--unit-000000.parquet", chosen, SELECTION)
     with connect(str(tmp_path)) as connection:
-        found = report.gather(connection, read(str(tmp_path)), subsets(str(tmp_path)))["subsets"][0]
+        found = report.gather(connection, str(tmp_path))["subsets"][0]
     assert [(r, a.count) for r, a in found["after"]] == [("unselected:too_small", 6)]
     assert found["kept"] == 0 and found["adds_up"]
 

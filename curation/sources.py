@@ -4,12 +4,16 @@ import csv
 import hashlib
 import os
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
@@ -23,6 +27,12 @@ VIDEO = frozenset(
 )
 IMAGE = frozenset((".jpg", ".jpeg", ".png", ".webp"))
 PATH_COLUMNS = ("path", "file", "url", "video", "file_name")
+LOOKS = 32
+"""Files that are looked at side by side: each look waits for a store or a network disk."""
+HEAD_BYTES = 1 << 16
+"""Files of one size are read whole only where so many first bytes agree: by chance, sizes agree often."""
+
+Row: TypeAlias = dict[str, Any]
 
 UNITS = pa.schema(
     [
@@ -48,7 +58,7 @@ class UnitConfig(BaseModel):
     """Sources a unit. Small units resume finely and spread well; large ones make fewer files."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Listed:
     """One source as the listing knows it, before it is opened. `path` and `url` are escaped (`storage.escape`)."""
 
@@ -160,35 +170,52 @@ def _manifest(location: str, suffix: str) -> Listing:
     if not storage.exists(location):
         raise ConfigError(f"input {location!r}: no such manifest")
     rows = _manifest_rows(location, suffix)
-    if not rows:
+    top = next(rows, None)
+    if top is None:
         raise ConfigError(f"manifest {location!r} is empty")
-    column = next((c for c in PATH_COLUMNS if c in rows[0]), None)
+    column = next((c for c in PATH_COLUMNS if c in top), None)
     if column is None:
-        raise ConfigError(f"manifest {location!r} needs a column {' or '.join(PATH_COLUMNS)}; it has {', '.join(rows[0])}")
+        raise ConfigError(f"manifest {location!r} needs a column {' or '.join(PATH_COLUMNS)}; it has {', '.join(top)}")
     root = location.rsplit("/", 1)[0] if "/" in location else "."
     root = root if storage.is_remote(root) else str(storage.local_path(root).resolve())
     found: dict[str, Listed] = {}
     skipped: dict[str, int] = defaultdict(int)
-    for row in rows:
-        named = (row.pop(column) or "").strip()
-        kind = kind_of(named)
-        if kind is None:
+    for row, named, listed in _looked_at(root, column, chain([top], rows)):
+        if listed is None:
             skipped[Path(named).suffix.lower() or "(none)"] += 1
-            continue
-        listed = _named(root, named, kind)
-        found[listed.path] = replace(listed, extra={_extra_name(k): v for k, v in row.items() if k is not None})
+        else:
+            extra = {_extra_name(k): v for k, v in row.items() if k not in (column, None)}
+            found[listed.path] = replace(listed, extra=extra) if extra else listed
     return Listing(list(found.values()), dict(skipped))
 
 
-def _manifest_rows(location: str, suffix: str) -> list[dict[str, Any]]:
+def _looked_at(root: str, column: str, rows: Iterator[Row]) -> Iterator[tuple[Row, str, Listed | None]]:
+    """Each row of a manifest with the name it gives and the file's listing, None where it is no video or image.
+
+    A store answers in some 30 ms, so many are asked at once.
+    """
+
+    def look(row: Row) -> tuple[Row, str, Listed | None]:
+        named = (row[column] or "").strip()
+        kind = kind_of(named)
+        return row, named, None if kind is None else _named(root, named, kind)
+
+    with ThreadPoolExecutor(LOOKS) as pool:
+        while some := list(islice(rows, 100 * LOOKS)):
+            yield from pool.map(look, some)
+
+
+def _manifest_rows(location: str, suffix: str) -> Iterator[Row]:
     if suffix == ".parquet":
         with storage.open_read(location) as file:
-            table = pq.read_table(file)
-        return [{k: None if v is None else str(v) for k, v in row.items()} for row in table.to_pylist()]
+            for batch in pq.ParquetFile(file).iter_batches():
+                yield from ({k: None if v is None else str(v) for k, v in row.items()} for row in batch.to_pylist())
+        return
     text = storage.read_bytes(location).decode("utf-8-sig", "surrogateescape")
     if suffix == ".txt":
-        return [{"path": line} for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return [dict(row) for row in csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",")]
+        yield from ({"path": line} for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    else:
+        yield from csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",")
 
 
 def _named(root: str, named: str, kind: str) -> Listed:
@@ -236,13 +263,13 @@ def plan_units(run: str, listing: Listing, config: UnitConfig) -> list[str]:
     path say whose copy they are.
     """
     folder = storage.join(run, "units")
-    old = storage.read_table(folder, UNITS).to_pylist()
-    known = {row["path"] for row in old}
+    old = storage.read_table(folder, UNITS, ["path", "url", "bytes"])
+    first = len(storage.names(folder, ".parquet"))
+    known = set(old["path"].to_pylist())
     new = [s for s in listing.sources if s.path not in known]
-    copies = _exact_copies([(r["path"], r["url"], r["bytes"]) for r in old], [(s.path, s.url, s.bytes) for s in new])
+    copies = _exact_copies(old, new)
     extras = sorted({name for s in new for name in s.extra})
     schema = pa.schema([*UNITS, *(pa.field(name, pa.string()) for name in extras)])
-    first = len({row["unit"] for row in old})
     for start in range(0, len(new), config.size):
         unit = f"unit-{first + start // config.size:06d}"
         rows = [_unit_row(unit, s, copies.get(s.path)) for s in new[start : start + config.size]]
@@ -264,16 +291,25 @@ def _unit_row(unit: str, s: Listed, copy_of: str | None) -> dict[str, Any]:
     }
 
 
-def _exact_copies(old: list[tuple[str, str, int | None]], new: list[tuple[str, str, int | None]]) -> dict[str, str]:
-    """Path of each new exact copy -> `source_id` of its original. Only files of equal size are read."""
-    by_size: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for path, url, size in [*old, *new]:
-        if size:
-            by_size[size].append((path, url))
-    fresh = {path for path, _, _ in new}
+def _exact_copies(old: pa.Table, new: Sequence[Listed]) -> dict[str, str]:
+    """Path of each new exact copy -> `source_id` of its original.
+
+    Files whose size another one has are looked at, and those that begin alike are read whole.
+    """
+    times = Counter(s.bytes for s in new)
+    times.update(size for size in old["bytes"].to_pylist() if size in times)
+    sizes = pa.array([size for size, count in times.items() if size and count > 1], pa.int64())
+    earlier = old.filter(pc.is_in(old["bytes"], sizes)).to_pylist()
+    alike = [(r["path"], r["url"], r["bytes"]) for r in earlier]
+    alike += [(s.path, s.url, s.bytes) for s in new if s.bytes and times[s.bytes] > 1]
+    groups: dict[tuple[int, bytes | None], list[tuple[str, str]]] = defaultdict(list)
+    with ThreadPoolExecutor(LOOKS) as pool:
+        for (path, url, size), head in zip(alike, pool.map(_head_or_none, [url for _, url, _ in alike]), strict=True):
+            groups[size, head].append((path, url))
+    fresh = {s.path for s in new}
     copies: dict[str, str] = {}
-    for size, group in by_size.items():
-        if len(group) < 2 or not any(path in fresh for path, _ in group):
+    for (size, head), group in groups.items():
+        if head is None or len(group) < 2 or not any(path in fresh for path, _ in group):
             continue
         first: dict[str, str] = {}
         for path, url in group:
@@ -283,6 +319,21 @@ def _exact_copies(old: list[tuple[str, str, int | None]], new: list[tuple[str, s
             elif digest is not None:
                 first.setdefault(digest, path)
     return copies
+
+
+def _head_or_none(url: str) -> bytes | None:
+    """A digest of a file's first bytes, or None where it cannot be read."""
+    url = storage.unescape(url)
+    try:
+        if storage.is_remote(url):
+            fs, path = storage._remote(url)
+            head = fs.cat_file(path, 0, HEAD_BYTES)
+        else:
+            with storage.open_read(url) as file:
+                head = file.read(HEAD_BYTES)
+    except OSError:
+        return None
+    return hashlib.blake2b(head, digest_size=16).digest()
 
 
 def _hash_or_none(url: str) -> str | None:

@@ -113,3 +113,12 @@ def test_exact_copies_name_their_original(tmp_path: Path) -> None:
     plan_units(run, list_input(str(corpus)), UnitConfig(size=8))
     copied = storage.read_table(f"{run}/units")["exact_copy_of"].to_pylist()[-1]
     assert copied == source_id("c.mp4", 4, content_hash(corpus / "c.mp4"))
+
+
+def test_files_that_begin_alike_are_no_copies(tmp_path: Path) -> None:
+    corpus, run = tmp_path / "in", str(tmp_path / "run")
+    start = b"same " * 20_000
+    put(corpus, a_mp4=start + b"1", b_mp4=start + b"2", c_mp4=b"x" * len(start + b"3"), d_mp4=start + b"2")
+    plan_units(run, list_input(str(corpus)), UnitConfig(size=8))
+    original = source_id("b.mp4", len(start) + 1, content_hash(corpus / "b.mp4"))
+    assert storage.read_table(f"{run}/units")["exact_copy_of"].to_pylist() == [None, None, None, original]

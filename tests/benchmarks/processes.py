@@ -3,6 +3,7 @@
 import ctypes
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -58,25 +59,26 @@ def ffmpeg(*arguments: str | Path) -> None:
 
 
 def spend(command: Sequence[str], cores: Collection[int] | None = None) -> Spent:
-    """Run a command, held to some of the cores, and say what it cost. Raises CalledProcessError where it fails.
+    """Run a command, held to some of the cores, and say what it cost. Raises RuntimeError where it fails.
 
     Processes that outlive the one that started them (Ray's do) are adopted, and counted until they end.
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     ours = os.sched_getaffinity(0)
     tree, began = _Tree(), time.perf_counter()
-    os.sched_setaffinity(0, cores or ours)
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    finally:
-        os.sched_setaffinity(0, ours)
-    while process.poll() is None:
-        tree.look()
-        time.sleep(LOOK_S)
-    wall_s = time.perf_counter() - began
-    said = process.stdout.read() if process.stdout else ""
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, said)
+    with tempfile.TemporaryFile("w+") as said:
+        os.sched_setaffinity(0, cores or ours)
+        try:
+            process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        finally:
+            os.sched_setaffinity(0, ours)
+        while process.poll() is None:
+            tree.look()
+            time.sleep(LOOK_S)
+        wall_s = time.perf_counter() - began
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said.read()}")
     while tree.look() and time.perf_counter() - began - wall_s < LINGER_S:
         time.sleep(LOOK_S)
     _bury()

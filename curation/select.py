@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import duckdb
     from pyarrow.dataset import Dataset
 
-Rows: TypeAlias = Union[pa.Table, "Dataset"]
-"""Rows in memory, or Parquet files that are read as they are needed."""
+Rows: TypeAlias = Union[pa.Table, pa.RecordBatchReader, "Dataset"]
+"""Rows in memory, or a stream of them, or Parquet files that are read as they are needed."""
 
 MEMORY = "2GB"
 """What DuckDB may hold; beyond it, it spills to the temporary folder."""
@@ -58,14 +58,20 @@ def fit_table(fits: Mapping[str, tuple[str | None, str, str | None]]) -> pa.Tabl
     return pa.Table.from_pylist(rows, schema=FIT)
 
 
-def select(
-    sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous: Rows, fits: pa.Table | pa.RecordBatchReader
-) -> pa.Table:
+def columns(subset: SubsetConfig) -> tuple[list[str], list[str]]:
+    """The columns of `sources` and of `clips` that `select` asks for."""
+    of_sources = {"source_id", "kind", "exact_copy_of"}.union(*(source_rule(t).mentioned for t in subset.source_rules))
+    rules = (*subset.clip_rules, *subset.image_rules)
+    of_clips = {"clip_id", "source_id", "kind", "status", "error_code"}.union(*(clip_rule(t).mentioned for t in rules))
+    return sorted(of_sources), sorted(of_clips)
+
+
+def select(sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous: pa.Table, fits: Rows) -> pa.Table:
     """One row of `tables.SELECTION` a new clip, sorted by clip_id; `shard` and `position` are left null.
 
     `previous` has the rows of earlier selections of the same subset: they are not decided again nor given back, and
-    what they kept counts first in the quotas. `fits` is a `FIT` table or a stream of one. The first of these that
-    applies is the reason: `error:<code>`, `rule:<text>`, `unmeasured:<column>`,
+    what they kept counts first in the quotas. `fits` has the columns of `FIT`. The first of these that applies is
+    the reason: `error:<code>`, `rule:<text>`, `unmeasured:<column>`,
     `unselected:too_small|too_few_frames`, `unselected:aspect_mix`, `kept`. The same rows in another order or number of
     files give the same table.
     """

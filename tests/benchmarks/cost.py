@@ -1,6 +1,5 @@
 """CPU time of analysis on one thread: against bare decoding, and against the tools that measure one thing each."""
 
-import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from av.filter import Graph
 from curation.media import MediaLimits, probe
 from filters.measure import MeasureConfig, measure
 from tests.benchmarks.corpus import HEIGHTS, Video
-from tests.benchmarks.processes import ffmpeg
+from tests.benchmarks.processes import commands_cpu_s, ffmpeg
 
 REPEATS = 3
 """The least of so many times counts: a neighbour on the machine only ever adds."""
@@ -65,14 +64,9 @@ TOOLS = (content_detector, vmaf_motion, crop_detect)
 
 def cpu_s(function: Callable[[Path], None], path: Path) -> float:
     """CPU seconds of this process, its threads and the commands it ran."""
-    began = _cpu_clock()
+    began = time.process_time() + commands_cpu_s()
     function(path)
-    return _cpu_clock() - began
-
-
-def _cpu_clock() -> float:
-    commands = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + commands.ru_utime + commands.ru_stime
+    return time.process_time() + commands_cpu_s() - began
 
 
 def measure_costs(videos: Sequence[Video]) -> dict[str, dict[int, float]]:

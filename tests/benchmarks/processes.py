@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import subprocess
 import tempfile
 import time
@@ -56,6 +57,12 @@ def ffmpeg(*arguments: str | Path) -> None:
     """Run ffmpeg on one thread."""
     command = ["ffmpeg", "-v", "error", "-nostdin", "-y", "-threads", "1", "-filter_threads", "1"]
     subprocess.run([*command, *map(str, arguments)], check=True)
+
+
+def commands_cpu_s() -> float:
+    """CPU seconds of the commands that this process has run to their end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def spend(command: Sequence[str], cores: Collection[int] | None = None) -> Spent:

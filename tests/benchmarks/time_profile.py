@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from curation import media
 from curation.media import MediaLimits
-from filters import measure, meter, motion, shots
+from filters import border, measure, meter, motion, shots
 from filters.frames import Spill
 from filters.measure import MeasureConfig
 from tests.benchmarks.corpus import HEIGHTS, Video, machine, videos
@@ -31,11 +31,11 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "flow": [(motion.Flow, "push")],
     "visible change": [(motion.Change, "push")],
     "thumbnails": [(shots.Pictures, "push"), (shots.Pictures, "finish")],
-    "bars": [(meter.border, "look")],
+    "bars": [(border, "look")],
     "quality": [(meter, "quality")],
     "kept picture": [(meter, "kept_picture")],
     "JPEG": [(Spill, "add")],
-    "rest of a frame": [(meter.Meter, "push")],
+    "rest of a frame": [(meter.Meter, "push"), (meter.Meter, "_measure_waiting")],
     "shots, clips, scores": [(measure, "_conclude")],
 }
 """Label -> the functions that make it up, where their callers look them up."""

@@ -20,7 +20,7 @@ from bucketing.cut import EncodeConfig
 from curation import storage
 from jobs.config import rule_list
 from tests.benchmarks.corpus import Video
-from tests.benchmarks.processes import Spent, ffmpeg, spend
+from tests.benchmarks.processes import Spent, commands_cpu_s, ffmpeg, spend
 
 BUILD = Path("build/bench")
 PIECE_S = 10
@@ -114,10 +114,15 @@ def kept_share(run: Path) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Peer:
-    """Wall seconds of the two passes of a fixed-stride pipeline."""
+    """The two passes of a fixed-stride pipeline: wall seconds of each, CPU seconds of both."""
 
     transcode_s: float
     motion_s: float
+    cpu_s: float
+
+    @property
+    def wall_s(self) -> float:
+        return self.transcode_s + self.motion_s
 
 
 def peer(files: Sequence[Path], cores: Sequence[int]) -> Peer:
@@ -141,8 +146,8 @@ def peer(files: Sequence[Path], cores: Sequence[int]) -> Peer:
         ffmpeg("-i", clip, "-filter:v", "vmafmotion", "-f", "null", "-")
 
     with ThreadPoolExecutor(len(cores)) as pool:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), commands_cpu_s()
         list(pool.map(transcode, files))
         between = time.perf_counter()
         list(pool.map(motion, sorted(folder.glob("*.mp4"))))
-    return Peer(between - began, time.perf_counter() - between)
+        return Peer(between - began, time.perf_counter() - between, commands_cpu_s() - used)

@@ -1,5 +1,6 @@
 """*Analyze*: units of sources through the stages, each unit committed as its tables."""
 
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from curation.tables import CLIPS, COSTS, FRAMES, SERIES, SOURCES
 from filters.aesthetic import Aesthetic
 from filters.measure import Measure, MeasureConfig
 from filters.text import ReadText
+from jobs import metrics
 from jobs.attempts import Attempts
 from jobs.config import Config
 
@@ -103,6 +105,7 @@ class AnalyzeUnits:
             stage.close()
 
     def __call__(self, item: Item) -> Item:
+        began = time.perf_counter()
         sources = read_unit(self.run, item["unit"]) if self.reads else iter(item["sources"])
         attempts = Attempts(self.run, f"{item['unit']}.{self.name}", self.driver)
         sources = attempts.guard(sources)
@@ -111,6 +114,9 @@ class AnalyzeUnits:
         done = list(sources)
         result = write_unit(self.run, item["unit"], done) if self.writes else {"unit": item["unit"], "sources": done}
         attempts.done()
+        if self.writes:
+            metrics.committed(self.run, done)
+        metrics.unit_took(self.run, self.name, time.perf_counter() - began)
         return result
 
 
@@ -159,5 +165,11 @@ def write_unit(run: str, unit: str, sources: Sequence[Source]) -> Item:
         "clips": len(clips),
         "video_s": sum(s.row["duration_s"] or 0.0 for s in sources),
         "cpu_s": sum(row["cpu_s"] for row in costs.values()),
-        "errors": [[s.row["path"], s.row["error_code"], s.row["error_message"]] for s in sources if s.row["error_code"]],
+        "errors": [_error(s) for s in sources if s.row["error_code"]],
     }
+
+
+def _error(source: Source) -> dict[str, Any]:
+    """What the event log says of a source in error: enough to look at it again (`reelset inspect --replay SOURCE_ID`)."""
+    row = {name: source.row[name] for name in ("source_id", "path", "error_code", "error_message")}
+    return {**row, "stage": metrics.failed_in(source)}

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -11,24 +13,30 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from curation import storage
+from jobs import metrics
 
 PLAIN_EVERY_S = 10.0
+BEAT_S = 15.0
+"""Seconds between two signs of life of a driver: its log's time on a disk, the log put again on an object store."""
 
 
 class Events:
     """Tells people on standard error, and keeps every event as a line of `events/<process>.jsonl`.
 
-    An object store cannot append: there the whole log is put again at the end of each part of the path.
+    An object store cannot append: there the whole log is put again every `BEAT_S` seconds in which something happened.
     """
 
     def __init__(self, run: str, console: Console | None = None) -> None:
+        self.run = run
         self.console = console or Console(stderr=True, highlight=False)
         started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self.url = storage.join(run, "events", f"driver-{started}-{os.getpid()}.jsonl")
         self.lines: list[str] = []
         self.written = 0
+        self.writing = threading.Lock()
 
     def event(self, kind: str, **facts: Any) -> None:
         """Record one event."""
@@ -38,25 +46,42 @@ class Events:
 
     def flush(self) -> None:
         """Bring the log to the run folder."""
-        if storage.is_remote(self.url):
-            storage.write_bytes(self.url, "".join(f"{line}\n" for line in self.lines).encode())
-            return
-        path = storage.local_path(self.url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.writelines(f"{line}\n" for line in self.lines[self.written :])
-        self.written = len(self.lines)
+        with self.writing:
+            count = len(self.lines)
+            if storage.is_remote(self.url):
+                storage.write_bytes(self.url, "".join(f"{line}\n" for line in self.lines[:count]).encode())
+            else:
+                path = storage.local_path(self.url)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a") as file:
+                    file.writelines(f"{line}\n" for line in self.lines[self.written : count])
+            self.written = count
+
+    def beat(self) -> None:
+        """Show that this process lives. A disk or store that refuses is asked again at the next beat."""
+        with contextlib.suppress(OSError):
+            if not storage.is_remote(self.url):
+                os.utime(storage.local_path(self.url))
+            elif self.written < len(self.lines):
+                self.flush()
 
     def say(self, text: str) -> None:
         """One line for people."""
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def show(self, table: Table) -> None:
+        """A table for people."""
+        self.console.print(table)
+
     def track(self, what: str, results: Iterable[dict[str, Any]], total: int, done: int = 0) -> Iterator[dict[str, Any]]:
         """Pass results on while showing how far `what` is, at what rate, and how long it will still take."""
         if total == done:
             return
+        self.event("part", part=what, total=total, done=done)
         show = self._bar if self.console.is_terminal else self._lines
-        yield from show(what, results, total, done)
+        for now_done, result in enumerate(show(what, results, total, done), done + 1):
+            metrics.finished_one(self.run, what, total - now_done)
+            yield result
 
     def _bar(self, what: str, results: Iterable[dict[str, Any]], total: int, done: int) -> Iterator[dict[str, Any]]:
         columns = (
@@ -91,9 +116,12 @@ class Events:
 
 @contextlib.contextmanager
 def log(run: str) -> Iterator[Events]:
-    """The events of one command on one run folder."""
+    """The events of one command on one run folder, with a sign of life every `BEAT_S` seconds."""
     events = Events(run)
-    events.event("start", command=sys.argv[1:], pid=os.getpid())
+    events.event("start", command=sys.argv[1:], pid=os.getpid(), host=socket.gethostname())
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(events, ended), daemon=True)
+    beating.start()
     try:
         yield events
         events.event("end")
@@ -101,4 +129,23 @@ def log(run: str) -> Iterator[Events]:
         events.event("failed", error=f"{type(error).__name__}: {error}"[:2000])
         raise
     finally:
+        ended.set()
+        beating.join()
         events.flush()
+
+
+def _beat(events: Events, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_S):
+        events.beat()
+
+
+def logs(run: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The logs of a run, oldest first, each as its URL and its events; a line that a kill cut short is passed over."""
+    folder = storage.join(run, "events")
+    for name in storage.names(folder, ".jsonl"):
+        url = storage.join(folder, name)
+        events = []
+        for line in storage.read_bytes(url).splitlines():
+            with contextlib.suppress(ValueError):
+                events.append(json.loads(line))
+        yield url, events

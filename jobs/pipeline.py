@@ -8,7 +8,7 @@ after any kind of death goes on where it stopped. Near-duplicates, concepts and 
 `analyze` and `cut`; a run has no such tables until those parts exist, and its report says so.
 """
 
-from collections import Counter
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from curation import engine, lock, rules, run_folder, sources, storage
 from curation.errors import ConfigError
 from filters import aesthetic, text
 from jobs import analyze, produce, selecting
+from jobs.budget import Budget
 from jobs.config import Config
 from jobs.events import Events, log
 from jobs.report import write_report
@@ -70,9 +71,17 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
     if "analyze" in parts:
         done = set(analyze.done_units(folder))
         todo = [{"unit": unit} for unit in units if unit not in done]
+        budget = Budget(folder, config.error_budget)
+        if config.error_budget < 1:  # one of 1 is never over: nothing needs to be read for it
+            budget.read()
+        if budget.over:
+            return
         results = engine.run(todo, analyze.steps(folder, config), config.engine)
         for result in events.track("analyze", results, total=len(units), done=len(units) - len(todo)):
             events.event("unit", **result)
+            budget.spend(result)
+            if budget.over:
+                return
         storage.remove(storage.join(folder, "attempts"))
     if "select" in parts:
         for subset in config.subsets:
@@ -123,19 +132,19 @@ def say_input(events: Events, listing: sources.Listing, wanted: sources.Listing)
 
 def outcome(folder: str, config: Config, events: Events) -> int:
     """Say how the sources ended; 3 where too large a share is in error."""
-    states = storage.read_table(storage.join(folder, "sources"), columns=["status", "error_code"])
-    count = Counter(states["status"].to_pylist())
-    codes = Counter(states["error_code"].drop_null().to_pylist())
-    total = states.num_rows
-    assert count["ok"] + count["rejected"] + count["error"] == total, "a source ended in no known state"
-    events.event("outcome", **count, codes=codes)
+    budget = Budget(folder, config.error_budget)
+    budget.read()
+    count, codes = budget.states, budget.codes
+    assert count["ok"] + count["rejected"] + count["error"] == budget.seen, "a source ended in no known state"
+    events.event("outcome", **count, codes=codes, over_budget=budget.over)
     said = f" ({', '.join(f'{n} {code}' for code, n in codes.most_common())})" if codes else ""
-    events.say(f"sources: {total} = {count['ok']} ok + {count['rejected']} rejected + {count['error']} error{said}")
-    share = count["error"] / max(total, 1)
-    if share > config.error_budget:
-        events.say(f"over the error budget: {share:.1%} of sources failed, error_budget is {config.error_budget:.1%}")
-        return 3
-    return 0
+    events.say(f"sources: {budget.seen} = {count['ok']} ok + {count['rejected']} rejected + {count['error']} error{said}")
+    if not budget.over:
+        return 0
+    events.show(budget.table())
+    events.say(budget.verdict)
+    events.say(f"look at one: reelset inspect {shlex.quote(folder)} --replay SOURCE_ID; go on: raise error_budget, run again")
+    return 3
 
 
 def say_estimate(events: Events, folder: str, listed: int) -> None:

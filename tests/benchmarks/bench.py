@@ -7,6 +7,7 @@ Ratios are printed: absolute figures drift with the machine. `--long` adds the m
 """
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,15 @@ def analysis(chosen: Sequence[Video]) -> list[Figure]:
         Figure("analysis over bare decoding, CPU", seconds["analysis"] / seconds["bare_decode"], 2.0, note=note + ", aim 1.5"),
         Figure("analysis over three separate tools, CPU", seconds["analysis"] / tools, 0.25, note=note),
     ]
+
+
+def text(chosen: Sequence[Video]) -> list[Figure]:
+    """The text filter over every video of the folder: it has to meet text."""
+    command = [sys.executable, "-m", "tests.benchmarks.text_cost", str(chosen[0].path.parent)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    print("  " + said.rstrip().replace("\n", "\n  "))
+    every = next(line for line in said.splitlines() if line.split()[0] == "all").split()
+    return [Figure("text per 10 s of clip, CPU-s", float(every[4]), 1.5, note=f"{every[1]} clips, {every[2]} s")]
 
 
 def cores(chosen: Sequence[Video]) -> list[Figure]:
@@ -145,6 +155,7 @@ def say(label: str, spent: Spent) -> None:
 
 FIGURES: dict[str, Callable[[Sequence[Video]], list[Figure]]] = {
     "analysis": analysis,
+    "text": text,
     "peer": peer,
     "engine": engine,
     "cores": cores,

@@ -1,29 +1,47 @@
 """Files, wherever they are: a folder on disk or an `fsspec` URL. A file becomes visible whole or not at all.
 
 Locally a commit is a temporary name beginning with `_`, then a rename; on an object store it is one completed PUT.
+A store that does not answer is asked again until it has been silent for `OUTAGE_S`; what it then raises is an OSError.
 Paths that came from a disk may hold bytes that are no UTF-8: they travel escaped (`escape`), and are undone on opening.
 """
 
 import atexit
 import contextlib
+import errno
+import fcntl
+import io
+import logging
 import os
+import random
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.errors import ConfigError, SourceError
+from curation.errors import ConfigError, SourceError, StageError
 
 if TYPE_CHECKING:
     import fsspec
 
+T = TypeVar("T")
 REMOTE = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+OUTAGE_S = 60.0
+"""An object store that has not answered this process for so long is down: the work ends, and a later run goes on."""
+
+BUSY = frozenset((errno.EBUSY, errno.EREMOTEIO, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT))
+"""What an answer of "not now" has become by the time fsspec hands it on: 503 SlowDown is EBUSY, 500 is EREMOTEIO."""
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+"""The place that is written to is at fault, and what is being worked on is not."""
 
 
 def escape(path: str) -> str:
@@ -65,6 +83,65 @@ def _remote(url: str) -> tuple["fsspec.AbstractFileSystem", str]:
     return _filesystem(url.split("://", 1)[0]), url
 
 
+_silent_since: dict[str, float] = {}
+
+
+def _asked(url: str, ask: Callable[[], T]) -> T:
+    """What a store answers. It is asked again, ever more slowly, while it is busy or out of reach.
+
+    Raises TimeoutError once it has been silent for `OUTAGE_S`, and at once what asking again would not mend: its own
+    OSError (FileNotFoundError, PermissionError, ...), or ConfigError where its client cannot ask at all.
+    """
+    place = url.split("/", 3)[2]
+    wait = 0.2
+    while True:
+        try:
+            answer = ask()
+            _silent_since.pop(place, None)
+            return answer
+        except _not_now() as error:
+            if isinstance(error, OSError) and not isinstance(error, _passing()) and error.errno not in BUSY:
+                raise
+            silent_s = time.monotonic() - _silent_since.setdefault(place, time.monotonic())
+            if silent_s + wait > OUTAGE_S:
+                raise TimeoutError(f"{url}: the store did not answer for {OUTAGE_S:g} s: {error}") from error
+            logging.getLogger(__name__).warning("%s: the store does not answer: %s", url, error)
+        except _unable() as error:
+            raise ConfigError(f"{url}: {error}") from error
+        time.sleep(wait * random.uniform(0.5, 1.0))
+        wait = min(2 * wait, 8.0)
+
+
+@lru_cache(maxsize=1)
+def _passing() -> tuple[type[Exception], ...]:
+    """What says "not now" and no more: a connection refused, broken or too slow, in the words of the clients installed."""
+    found: list[type[Exception]] = [TimeoutError, ConnectionError]
+    with contextlib.suppress(ImportError):
+        from aiohttp import ClientConnectionError, ClientPayloadError
+
+        found += [ClientConnectionError, ClientPayloadError]
+    with contextlib.suppress(ImportError):
+        from botocore import exceptions, parsers
+
+        found += [exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError]
+        found += [parsers.ResponseParserError]
+    return tuple(found)
+
+
+def _not_now() -> tuple[type[Exception], ...]:
+    return (*_passing(), OSError)
+
+
+@lru_cache(maxsize=1)
+def _unable() -> tuple[type[Exception], ...]:
+    """What a client raises that cannot ask at all: no credentials, no region, a setting that it refuses."""
+    with contextlib.suppress(ImportError):
+        from botocore.exceptions import BotoCoreError
+
+        return (BotoCoreError,)
+    return ()
+
+
 def join(url: str, *parts: str) -> str:
     """`url/part/...`, for paths and URLs alike."""
     return "/".join([url.rstrip("/"), *parts])
@@ -75,18 +152,17 @@ def exists(url: str) -> bool:
     if is_remote(url):
         fs, path = _remote(url)
         fs.invalidate_cache()
-        return bool(fs.exists(path))
+        return _asked(url, lambda: bool(fs.exists(path)))
     return local_path(url).exists()
 
 
 def names(folder: str, suffix: str = "") -> list[str]:
     """Sorted names of the finished files right below `folder` (temporary names begin with `_`); [] where it is absent."""
     if is_remote(folder):
-        fs, path = _remote(folder)
-        fs.invalidate_cache()
-        if not fs.exists(path):
+        if not exists(folder):
             return []
-        found = [str(p).rsplit("/", 1)[-1] for p in fs.ls(path, detail=False)]
+        fs, path = _remote(folder)
+        found = [str(p).rsplit("/", 1)[-1] for p in _asked(folder, lambda: fs.ls(path, detail=False))]
     else:
         place = local_path(folder)
         found = [p.name for p in place.iterdir()] if place.is_dir() else []
@@ -96,10 +172,11 @@ def names(folder: str, suffix: str = "") -> list[str]:
 def walk(folder: str, suffix: str = "") -> list[str]:
     """Sorted URLs of all finished files below `folder`, at any depth."""
     if is_remote(folder):
+        if not exists(folder):
+            return []
         fs, path = _remote(folder)
-        fs.invalidate_cache()
         protocol = folder.split("://", 1)[0]
-        found = [f"{protocol}://{str(p).lstrip('/')}" for p in fs.find(path)] if fs.exists(path) else []
+        found = [f"{protocol}://{str(p).lstrip('/')}" for p in _asked(folder, lambda: fs.find(path))]
     else:
         found = [str(p) for p in local_path(folder).rglob(f"*{suffix}") if p.is_file()]
     return sorted(f for f in found if f.endswith(suffix) and not f.rsplit("/", 1)[-1].startswith(("_", ".")))
@@ -110,15 +187,15 @@ def committed(url: str) -> Iterator[BinaryIO]:
     """A binary file to write; it appears under `url` when the block ends without an error, and never before."""
     if is_remote(url):
         fs, path = _remote(url)
-        with tempfile.TemporaryFile() as spool:
-            yield spool
-            spool.seek(0)
-            with fs.open(path, "wb") as out:
-                shutil.copyfileobj(spool, out, 1 << 20)
+        with tempfile.NamedTemporaryFile(dir=scratch()) as spool:
+            yield spool  # type: ignore[misc]
+            spool.flush()
+            # Not `fs.open(path, "wb")`: closed after an error, it completes an upload of which parts are missing.
+            _asked(url, lambda: fs.put_file(spool.name, path))
         return
     place = local_path(url)
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"_{place.name}.{os.getpid()}")
+    temporary = place.with_name(f"_{place.name}.{uuid.uuid4().hex[:12]}")
     try:
         with temporary.open("wb") as out:
             yield out
@@ -126,7 +203,8 @@ def committed(url: str) -> Iterator[BinaryIO]:
             os.fsync(out.fileno())
         temporary.replace(place)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a place that became read-only keeps it until the next run's sweep
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -140,32 +218,34 @@ def create(url: str, data: bytes) -> bool:
     """Commit `data` under the URL of an object store where nothing is there yet; False where something is."""
     fs, path = _remote(url)
     try:
-        fs.pipe_file(path, data, mode="create")
+        _asked(url, lambda: fs.pipe_file(path, data, mode="create"))
     except FileExistsError:
-        return False
+        # An answer that was lost on its way is asked for again: then it is our own bytes that are there.
+        return read_bytes(url) == data
     return True
 
 
 def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
     """A file's content, or `size` bytes of it from `offset`."""
-    with open_read(url) as file:
+    if is_remote(url):
+        fs, path = _remote(url)
+        until = None if size is None else offset + size
+        return _asked(url, lambda: bytes(fs.cat_file(path, start=offset or None, end=until)))
+    with local_path(url).open("rb") as file:
         file.seek(offset)
         return file.read() if size is None else file.read(size)
 
 
 def open_read(url: str) -> BinaryIO:
-    """Open for reading, seekable."""
-    if is_remote(url):
-        fs, path = _remote(url)
-        return fs.open(path, "rb")  # type: ignore[no-any-return]
-    return local_path(url).open("rb")
+    """Open for reading, seekable. An object is fetched whole, in one request: tables are small."""
+    return io.BytesIO(read_bytes(url)) if is_remote(url) else local_path(url).open("rb")
 
 
 def size(url: str) -> int:
     """Bytes of a file."""
     if is_remote(url):
         fs, path = _remote(url)
-        return int(fs.size(path))
+        return _asked(url, lambda: int(fs.size(path)))
     return local_path(url).stat().st_size
 
 
@@ -173,23 +253,33 @@ def remove(url: str) -> None:
     """Remove a file or a whole folder; absent is fine."""
     if is_remote(url):
         fs, path = _remote(url)
-        fs.invalidate_cache()
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+        if exists(url):
+            with contextlib.suppress(FileNotFoundError):
+                _asked(url, lambda: fs.rm(path, recursive=True))
         return
     path_ = local_path(url)
     if path_.is_dir():
-        shutil.rmtree(path_, ignore_errors=True)
+        shutil.rmtree(path_, onerror=_unless_gone)
     else:
         path_.unlink(missing_ok=True)
 
 
+def _unless_gone(_function: object, _path: object, error: Any) -> None:
+    """What stays although it was to be removed must be said: a later reader would take it for good."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
+
+
 def sweep(folder: str) -> None:
-    """Remove temporary files that a killed process left below a local run folder."""
+    """Remove what killed processes left: temporary files below a local run folder, and scratch folders on this machine.
+
+    The caller holds the run folder's lock. A worker that outlived its driver may lose the file it is writing: nobody
+    waits for it.
+    """
+    _sweep_scratch()
     if not is_remote(folder):
         for path in local_path(folder).rglob("_*"):
-            owner = path.name.rsplit(".", 1)[-1]
-            if path.is_file() and not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+            if path.is_file():
                 path.unlink(missing_ok=True)
 
 
@@ -225,7 +315,8 @@ _fetched: dict[str, Path] = {}
 def local_copy(url: str) -> Iterator[Path]:
     """A local path with the source's bytes: the file itself, or one download, kept until another source is asked for.
 
-    Raises `SourceError` missing, unreadable, read_failed or disk.
+    Raises SourceError missing, unreadable or read_failed, and StageError read_failed or disk where not the source but its
+    store or this machine is at fault: another run reads it.
     """
     url = unescape(url)
     if not is_remote(url):
@@ -240,29 +331,48 @@ def local_copy(url: str) -> Iterator[Path]:
 
 
 def _download(url: str) -> Path:
-    target = _scratch() / f"source{Path(url).suffix}"
+    target = scratch() / f"source{Path(url).suffix}"
     fs, path = _remote(url)
     try:
-        with fs.open(path, "rb") as remote, target.open("wb") as out:
-            shutil.copyfileobj(remote, out, 1 << 20)
+        _asked(url, lambda: fs.get_file(path, str(target)))
     except FileNotFoundError as error:
         raise SourceError("missing", f"{url}: no such object") from error
     except PermissionError as error:
         raise SourceError("unreadable", f"{url}: {error}") from error
+    except TimeoutError as error:
+        raise StageError("read_failed", str(error)) from error
     except OSError as error:
-        code = "disk" if error.errno in (28, 30) else "read_failed"
-        raise SourceError(code, f"{url}: {error}") from error
+        if error.errno in FULL:
+            raise StageError("disk", f"{target}: {error.strerror}") from error
+        raise SourceError("read_failed", f"{url}: {error}") from error
     return target
 
 
+SCRATCH = "reelset-scratch-"
+
+
 @lru_cache(maxsize=1)
-def _scratch() -> Path:
-    """This process's folder for downloads; folders of dead processes are removed on the way."""
-    root = Path(tempfile.gettempdir())
-    for old in root.glob("reelset-fetch-*"):
-        if not Path(f"/proc/{old.name.rsplit('-', 1)[-1]}").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    mine = root / f"reelset-fetch-{os.getpid()}"
-    mine.mkdir(mode=0o700, exist_ok=True)
-    atexit.register(shutil.rmtree, mine, ignore_errors=True)
-    return mine
+def scratch() -> Path:
+    """This process's folder for temporary files. It goes with the process, or with the next one that sweeps.
+
+    A lock on the folder says that its owner lives: a process id would mean nothing to another container's processes.
+    """
+    while True:
+        mine = Path(tempfile.mkdtemp(prefix=SCRATCH))
+        handle = os.open(mine, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if mine.exists():  # a sweep may have come between its making and its lock
+            atexit.register(shutil.rmtree, mine, ignore_errors=True)
+            return mine
+        os.close(handle)
+
+
+def _sweep_scratch() -> None:
+    for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):  # locked by its owner, another user's, or gone by now
+            handle = os.open(old, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old)
+            finally:
+                os.close(handle)

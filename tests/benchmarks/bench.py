@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from bucketing.buckets import SIZES
 from bucketing.cut import EncodeConfig
 from tests.benchmarks import cost, whole_job
 from tests.benchmarks.corpus import Video, machine, videos
@@ -43,7 +44,7 @@ class Figure:
     def __str__(self) -> str:
         sign = ">=" if self.at_least else "<="
         verdict = "ok" if self.reached else "MISSED"
-        return f"{self.name:48} {self.measured:9.2f}  {sign} {self.target:<8g} {verdict:7} {self.note}"
+        return f"{self.name:52} {self.measured:9.2f}  {sign} {self.target:<8g} {verdict:7} {self.note}"
 
 
 def analysis(chosen: Sequence[Video]) -> list[Figure]:
@@ -90,18 +91,19 @@ def peer(chosen: Sequence[Video]) -> list[Figure]:
     files, two = whole_job.pieces(chosen, JOB_PIECES), whole_job.two_cores()
     ours, run = ray_job(chosen)
     kept, clips = whole_job.kept_share(run)
-    theirs = whole_job.peer(files, two)
     start_up = start_up_cost(chosen, len(two))
     say("start-up", start_up)
     say("job", ours)
-    passes = f"transcode {theirs.transcode_s:.1f} s, motion {theirs.motion_s:.1f} s"
-    print(f"  {'peer':38} {theirs.wall_s:8.1f} s wall {theirs.cpu_s:8.1f} s CPU   {passes}")
-    encode, beyond = EncodeConfig(), ours - start_up
-    note = f"x264 {encode.preset} crf {encode.crf}, {kept} of {clips} clips kept; CPU {beyond.cpu_s / theirs.cpu_s:.2f}"
-    return [
-        Figure("whole job over the peer's, wall", ours.wall_s / theirs.wall_s, 0.6, note=note),
-        Figure("the same beyond start-up", beyond.wall_s / theirs.wall_s, 0.6, note=note),
-    ]
+    encode, found = EncodeConfig(), []
+    for size, label in ((SIZES[256]["16x9"], "256-pixel clips"), (None, "clips of source size")):
+        theirs = whole_job.peer(files, two, size)
+        passes = f"transcode {theirs.transcode_s:.1f} s, motion {theirs.motion_s:.1f} s"
+        print(f"  {'peer, ' + label:38} {theirs.wall_s:8.1f} s wall {theirs.cpu_s:8.1f} s CPU   {passes}")
+        cpu = (ours - start_up).cpu_s / theirs.cpu_s
+        note = f"x264 {encode.preset} crf {encode.crf}, {kept} of {clips} clips kept; beyond start-up "
+        note += f"{(ours - start_up).wall_s / theirs.wall_s:.2f}, in CPU {cpu:.2f}"
+        found.append(Figure(f"whole job over the peer's, {label}, wall", ours.wall_s / theirs.wall_s, 0.6, note=note))
+    return found
 
 
 def engine(chosen: Sequence[Video]) -> list[Figure]:
@@ -178,7 +180,7 @@ def main() -> None:
         if asked.only is None or name in asked.only:
             print(f"{name}: {(measure.__doc__ or '').splitlines()[0]}", flush=True)
             found += measure(chosen)
-    print(f"\n{'figure':48} {'measured':>9}  {'target':11} {'':7}")
+    print(f"\n{'figure':52} {'measured':>9}  {'target':11} {'':7}")
     print(*found, sep="\n")
     if asked.check and not all(figure.reached for figure in found):
         sys.exit(1)

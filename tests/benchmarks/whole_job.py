@@ -15,7 +15,6 @@ from pathlib import Path
 import pyarrow.compute as pc
 import yaml
 
-from bucketing.buckets import SIZES
 from bucketing.cut import EncodeConfig
 from curation import storage
 from jobs.config import rule_list
@@ -125,25 +124,26 @@ class Peer:
         return self.transcode_s + self.motion_s
 
 
-def peer(files: Sequence[Path], cores: Sequence[int]) -> Peer:
-    """What the nearest peer does: every `STRIDE_S` seconds a clip, all encoded, then a motion pass over each clip.
+def peer(files: Sequence[Path], cores: Sequence[int], size: tuple[int, int] | None) -> Peer:
+    """What the nearest peer does: every `STRIDE_S` seconds a clip, all encoded, then each clip's codec motion vectors.
 
-    ffmpeg throughout, one thread a process, a process a core; preset, CRF, keyframe distance and size as ours.
+    ffmpeg throughout, one thread a process, a process a core; preset, CRF and keyframe distance as ours. `size` is that
+    of the clips (width, height); None keeps the source's. The vectors are exported by the decoder, and not even read.
     """
     folder, encode = BUILD / "peer", EncodeConfig()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    width, height = SIZES[256]["16x9"]
+    shape = f"scale={size[0]}:{size[1]}:flags={encode.resize}" if size else "null"
 
     def transcode(file: Path) -> None:
         ffmpeg(
-            *("-i", file, "-an", "-filter:v", f"scale={width}:{height}:flags={encode.resize}"),
-            *("-c:v", "libx264", "-preset", encode.preset, "-crf", str(encode.crf), "-g", str(encode.keyint), "-threads", "1"),
+            *("-i", file, "-an", "-filter:v", shape, "-c:v", "libx264", "-threads", "1"),
+            *("-preset", encode.preset, "-crf", str(encode.crf), "-g", str(encode.keyint)),
             *("-f", "segment", "-segment_time", str(STRIDE_S), "-reset_timestamps", "1", folder / f"{file.stem}-%03d.mp4"),
         )
 
     def motion(clip: Path) -> None:
-        ffmpeg("-i", clip, "-filter:v", "vmafmotion", "-f", "null", "-")
+        ffmpeg("-flags2", "+export_mvs", "-i", clip, "-f", "null", "-")
 
     with ThreadPoolExecutor(len(cores)) as pool:
         began, used = time.perf_counter(), commands_cpu_s()

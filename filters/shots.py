@@ -23,7 +23,7 @@ CUT_PAIRS = ((1, 1), (1, 2), (1, 4), (1, 6), (2, 0), (3, 0), (5, 0), (7, 0))
 of up to six frames are one of these pairs at its first frame, and at the first one after it."""
 SAME_LEVELS = 6.0
 """Mean difference, in 8-bit levels over Y, U and V, below which two pictures count as alike in proportion."""
-BLEND_S = (0.25, 0.5)
+BLEND_S = (0.25, 0.5, 1.0)
 """Half widths of the window in which a dissolve is sought."""
 BLEND_LEVELS = 6.0
 """Least mean difference, in luma levels, of the ends of a dissolve."""
@@ -35,6 +35,8 @@ FLAT_STD = 4.0
 """Standard deviation of luma below which a frame is a flat field (black, white or grey), the core of a fade."""
 RAMP_STD = 14.0
 """Least standard deviation that a fade leads to."""
+FADE_S = 5.0
+"""The longest fade to or from a flat field."""
 LIMITS = {"pictures": 3.5, "adaptive": 3.0, "content": 27.0, "transnetv2": 0.5}
 STEP_WINDOW_S = 1 / 6
 """Neighbours of a step: animation drawn six times a second still has one real step on each side."""
@@ -362,7 +364,7 @@ def _fades(std: Series, fps: float) -> list[tuple[int, int, str]]:
 
 def _ramp(outward: Series, fps: float) -> int:
     """Frames for which contrast keeps rising away from a flat field; 0 where it jumps at once (a hard cut) or stays."""
-    length, last = 0, min(len(outward), round(3 * fps)) - 1
+    length, last = 0, min(len(outward), round(FADE_S * fps)) - 1
     while length < last and outward[length + 1] > outward[max(0, length - 1)] * 1.02:
         length += 1
     # The picture goes on changing after a fade: what only adds the last few per cent is no part of it.

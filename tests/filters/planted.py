@@ -303,8 +303,8 @@ def _one(**style: object) -> Callable[[_Draw], Planted]:
     return lambda d: Planted(d.scene(**style).render(100, d.fps))
 
 
-def _dissolve(seconds: float) -> Callable[[_Draw], Planted]:
-    return lambda d: cover(*d.pair(seconds + 1.5), round(seconds * d.fps), "dissolve", float)
+def _dissolve(seconds: float, **style: object) -> Callable[[_Draw], Planted]:
+    return lambda d: cover(*d.pair(seconds + 1.5, **style), round(seconds * d.fps), "dissolve", float)
 
 
 def _wipe(fronts: Sequence[str], soft: float = 0.0, **style: object) -> Callable[[_Draw], Planted]:
@@ -334,6 +334,7 @@ def _on_threes(d: _Draw) -> Planted:
     return repeated(join(*drawn.shots(4, speed=0.4)), [3])
 
 
+CALM = {"speed": 0.02, "things": 1}
 _KINDS: dict[str, tuple[Callable[[_Draw], Planted], float]] = {
     "cut": (_cuts(), 24),
     "cut, fast motion": (_cuts(speed=1.0, things=6), 24),
@@ -362,9 +363,10 @@ _KINDS: dict[str, tuple[Callable[[_Draw], Planted], float]] = {
     "fade, black": (_fade(0, 16), 24),
     "fade, grey": (_fade(90, 170), 24),
     "fade, white": (_fade(235, 255), 24),
-    "dissolve, 0.4 s": (_dissolve(0.4), 24),
-    "dissolve, 1 s": (_dissolve(1.0), 24),
-    "dissolve, 2 s": (_dissolve(2.0), 24),
+    "dissolve, 0.4 s": (_dissolve(0.4, **CALM), 24),
+    "dissolve, 1 s": (_dissolve(1.0, **CALM), 24),
+    "dissolve, 2 s": (_dissolve(2.0, **CALM), 24),
+    "dissolve, moving": (_dissolve(1.0), 24),
     "wipe, straight": (_wipe(("left", "right", "up", "down")), 24),
     "wipe, shaped": (_wipe(("diagonal", "iris", "clock", "doors")), 24),
     "wipe, soft": (_wipe(("left", "right", "iris"), soft=0.2), 24),

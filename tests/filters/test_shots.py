@@ -2,6 +2,8 @@
 
 import importlib.util
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from scenedetect import ContentDetector
 
 from curation.errors import ConfigError
 from filters import shots, transnet
-from filters.shots import Pictures, ShotConfig, adaptive_ratio, boundaries, find_cuts
-from tests.filters.planted import seen
+from filters.shots import Pictures, ShotConfig, adaptive_ratio, boundaries, find_cuts, step_ratio
+from tests.filters.planted import FRONTS, KINDS, Scene, film, seen, wipe
 from tests.filters.synthetic import pan, small, texture
 
 FPS = 24.0
@@ -102,6 +104,72 @@ def test_a_cut_beside_a_dissolve_stays() -> None:
     a, b = scene(1, 40), scene(2, 40)
     cuts, gradual = decide(scene(3, 20) + a[:20] + mix(a[20:], b[:20]) + b[20:])
     assert cuts == [20] and len(gradual) == 1 and gradual[0]["start"] > 20
+
+
+def found_of(truth: Sequence[tuple[int, int, str]], gradual: list[dict[str, Any]]) -> int:
+    """How many planted transitions are reported, half covered and more, as what they are."""
+    return sum(
+        any(g["kind"] == kind and min(end, g["end"]) - max(start, g["start"]) >= 0.5 * (end - start) for g in gradual)
+        for start, end, kind in truth
+    )
+
+
+QUICK = {"cut, dark", "cut, grain", "cut, no colour", "cut, 8 as 24 fps", "flash", "shake", "wipe, straight", "wipe, moving"}
+MISSED = {"cut, punch-in": 1, "wipe, shaped": 1, "wipe, soft": 1, "dissolve, 1 s": 2, "dissolve, 2 s": 1, "dissolve, moving": 2}
+"""Of the cuts or transitions of three films, how many may be missed."""
+
+
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+def test_planted_films(kind: str) -> None:
+    missed = 0
+    for seed in range(1 if kind in QUICK else 3):
+        planted = film(kind, seed)
+        cuts, gradual = boundaries(seen(planted.pictures, planted.fps), planted.fps, ShotConfig())
+        assert not [c for c in cuts if c not in planted.cuts]
+        missed += len(planted.cuts) - len(cuts) + len(planted.gradual) - found_of(planted.gradual, gradual)
+    assert missed <= MISSED.get(kind, 0)
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_a_wipe_of_any_shape_is_a_span(front: str) -> None:
+    right = 0
+    for seed in range(4):
+        planted = wipe(*(Scene(100 * seed + place).render(48, FPS) for place in (1, 5)), 20, front)
+        cuts, gradual = decide(planted.pictures)
+        assert cuts == []
+        right += found_of(planted.gradual, gradual)
+    # An iris begins and ends with a front too short to be told from a thing that moves.
+    assert right >= (2 if front == "iris" else 3)
+
+
+def test_a_wipe_is_none_where_it_is_switched_off() -> None:
+    a, b = (Scene(seed).render(48, FPS) for seed in (1, 5))
+    assert decide(wipe(a, b, 20, "left").pictures, ShotConfig(wipe_roughness=0)) == ([], [])
+
+
+def test_something_that_passes_through_the_whole_picture_is_no_wipe() -> None:
+    pictures, body = scene(1, 72), scene(9, 1)[0]
+    width = body.shape[1]
+    for i in range(20):
+        edge = round((i + 1) / 11 * width)
+        low, high = max(0, edge - width), min(width, edge)
+        pictures[26 + i] = pictures[26 + i].copy()
+        pictures[26 + i][:, low:high] = body[:, : high - low]
+    assert decide(pictures) == ([], [])
+
+
+def test_the_step_ratio_of_motion_is_low_at_its_end_too() -> None:
+    step = np.array([0, 0, 0, 0, 0, 0, 1, 4, 6], np.float32)
+    assert step_ratio(step, FPS)[-1] < 2
+    assert step_ratio(np.array([0, 5], np.float32), FPS).tolist() == [0, 0]
+
+
+def test_the_step_ratio_looks_past_repeated_frames_and_one_cut_nearby() -> None:
+    thirds = np.tile([0, 0, 2], 10).astype(np.float32)
+    assert step_ratio(thirds, FPS).max() == pytest.approx(1.0)
+    near = np.full(30, 0.5, np.float32)
+    near[[14, 17]] = 10
+    assert step_ratio(near, FPS)[[14, 17]] == pytest.approx([20, 20])
 
 
 def test_a_least_shot_length_drops_the_later_cut() -> None:

@@ -344,12 +344,12 @@ def picture(out: Path, kinds: Sequence[str], films: int = 10) -> None:
                 break
         else:
             print(f"nothing is wrong in {films} films of {kind}")
-    Image.fromarray(np.concatenate(strips)).save(out)
+    Image.fromarray(np.concatenate(strips)).quantize(256).save(out, optimize=True)
 
 
 def strip(film: planted.Planted, start: int, end: int, what: str, kind: str) -> NDArray[np.uint8]:
     """`STRIP` frames from shortly before the error to shortly after it, their numbers and what is wrong."""
-    margin = max(2, (end - start) // 4)
+    margin = max(STRIP // 2, (end - start) // 4)
     shown = np.linspace(max(0, start - margin), min(len(film.pictures), end + margin) - 1, STRIP).round().astype(int)
     row = np.concatenate([cv2.resize(film.pictures[i], (160, 90), interpolation=cv2.INTER_AREA) for i in shown], axis=1)
     image = Image.new("RGB", (row.shape[1], 128), "white")

@@ -110,7 +110,7 @@ def engine(chosen: Sequence[Video]) -> list[Figure]:
     """CPU of a job on Ray over the same in one process, start-ups taken off."""
     two = whole_job.two_cores()
     on_ray, inline = ray_job(chosen)[0], whole_job.job("inline", whole_job.pieces(chosen, JOB_PIECES), two, "inline")[0]
-    ray_start, inline_start = start_up_cost(chosen, len(two)), whole_job.job("tiny", [whole_job.tiny(chosen)], two, "inline")[0]
+    ray_start, inline_start = (start_up_cost(chosen, len(two), kind) for kind in ("ray", "inline"))
     for label, spent in (("Ray", on_ray), ("Ray, start-up", ray_start), ("inline", inline), ("inline, start-up", inline_start)):
         say(label, spent)
     ratio = (on_ray - ray_start).cpu_s / (inline - inline_start).cpu_s
@@ -140,14 +140,14 @@ def ray_job(chosen: Sequence[Video]) -> tuple[Spent, Path]:
 
 
 @cache
-def _start_up(file: Path, count: int) -> Spent:
-    runs = [whole_job.job("tiny", [file], whole_job.two_cores()[:count])[0] for _ in range(2)]
+def _start_up(files: tuple[Path, ...], count: int, engine: str) -> Spent:
+    runs = [whole_job.job("tiny", files, whole_job.two_cores()[:count], engine)[0] for _ in range(2)]
     return min(runs, key=lambda s: s.wall_s)
 
 
-def start_up_cost(chosen: Sequence[Video], count: int) -> Spent:
-    """What a job on Ray over one tiny file costs on `count` cores, the lesser of two."""
-    return _start_up(whole_job.tiny(chosen), count)
+def start_up_cost(chosen: Sequence[Video], count: int, engine: str = "ray") -> Spent:
+    """What a job over tiny files costs on `count` cores, the lesser of two."""
+    return _start_up(tuple(whole_job.tiny(chosen)), count, engine)
 
 
 def say(label: str, spent: Spent) -> None:

@@ -61,7 +61,8 @@ def tiny(videos: Sequence[Video]) -> list[Path]:
     """The smallest files that a job takes to its end, a unit of them for each core: a job over them is all start-up."""
     first = BUILD / "tiny-0.mp4"
     if not first.exists():
-        ffmpeg("-i", pieces(videos, 1)[0], "-t", "4.5", "-vf", "scale=456:256", "-c:v", "libx264", "-preset", "ultrafast", first)
+        shape = ("-t", "4.5", "-vf", "scale=456:256", "-c:v", "libx264", "-preset", "ultrafast")
+        ffmpeg("-i", pieces(videos, 1)[0], *shape, first)
     files = [first.with_name(f"tiny-{number}.mp4") for number in range(UNIT * len(two_cores()))]
     for file in files[1:]:
         shutil.copyfile(first, file)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from filters.planes import Plane
 
@@ -26,6 +27,10 @@ LONE_LINE = 0.75
 """The same for a bar without a partner on the other side."""
 LONE_FRAC = 0.03
 """Least width of such a bar, as a share of the side."""
+SLOPE_LINES = 16
+"""So far inside a border the picture is as far from the bar's colour as beside it; a vignette is farther."""
+MOSTLY = 0.75
+"""Least share of a bar's area that is of its colour, where there is writing in it."""
 SOFT = 0.35
 """Blurred pillars have at most this share of the detail of the picture between them."""
 LARGEST = 0.45
@@ -56,18 +61,57 @@ class Sample:
 
 def look(luma: Plane) -> Sample:
     """Examine one full-resolution luma plane (stored orientation)."""
-    rows = np.ascontiguousarray(luma[:, :: max(1, luma.shape[1] // LINES)])
-    columns = np.ascontiguousarray(luma[:: max(1, luma.shape[0] // LINES)].T)
-    sides = [_scan(rows), _scan(rows[::-1]), _scan(columns), _scan(columns[::-1])]
-    solid = Bars(*(s[0] for s in sides))
+    height, width = luma.shape
+    left, right = _opposite(_across(luma.T, 0, height))
+    # Beside pillars no row has a step: rows are looked at between them, and columns then between the bars above and below.
+    top, bottom = _opposite(_across(luma, _clear(left), width - _clear(right)))
+    if _clear(top) or _clear(bottom):
+        left, right = _opposite(_across(luma.T, _clear(top), height - _clear(bottom)))
+    sides = (top, bottom, left, right)
     blurred = Bars()
-    if not any(s[0] >= 2 and s[1] >= LINE for s in sides):
-        blurred = Bars(*_blurred(rows), *_blurred(columns))
-    return Sample(solid, (sides[0][1], sides[1][1], sides[2][1], sides[3][1]), blurred)
+    if not (_clear(top) and _clear(bottom)) and not (_clear(left) and _clear(right)):
+        blurred = Bars(*_blurred(_across(luma, 0, width)), *_blurred(_across(luma.T, 0, height)))
+    return Sample(Bars(*(s.width for s in sides)), (top.line, bottom.line, left.line, right.line), blurred)
 
 
-def _scan(lines: Plane) -> tuple[int, float]:
-    """Scan lines from the edge inwards: how many are of the edge's colour, and the share of pixels that step there."""
+class _Edge(NamedTuple):
+    """A side's solid edge: its colour, how many lines are of it, and the share of pixels that step there."""
+
+    colour: int
+    width: int
+    line: float
+
+
+def _clear(edge: _Edge) -> int:
+    """The width of a bar with a border to be seen, else 0."""
+    return edge.width if edge.width >= 2 and edge.line >= LINE else 0
+
+
+def _across(luma: Plane, low: int, high: int) -> Plane:
+    """Every row, about `LINES` of its pixels between `low` and `high`; of all where hardly any are between."""
+    if high - low < luma.shape[1] // 10:
+        low, high = 0, luma.shape[1]
+    return np.ascontiguousarray(luma[:, low : high : max(1, (high - low) // LINES)])
+
+
+def _opposite(lines: Plane) -> tuple[_Edge, _Edge]:
+    """The first and the last lines' edges. Writing in one of two bars does not hide it: its partner says where it ends."""
+    near, far = _scan(lines), _scan(lines[::-1])
+    return _partner(lines, near, far), _partner(lines[::-1], far, near)
+
+
+def _partner(lines: Plane, edge: _Edge, other: _Edge) -> _Edge:
+    """The edge, or where the picture ends in the other one's distance and most pixels before are of its colour, that bar."""
+    width = _clear(other)
+    if not width or _clear(edge) or edge.width >= width - 2 or width >= len(lines) // 2:
+        return edge
+    same = _distance(lines[:width], other.colour) <= SOLID_LEVELS
+    line = _line(lines, width, other.colour)
+    return _Edge(other.colour, width, line) if same.mean() >= MOSTLY and line >= LINE else edge
+
+
+def _scan(lines: Plane) -> _Edge:
+    """Scan lines from the edge inwards as far as they are of the edge's colour."""
     colour = int(np.median(lines[:2]))
     end = len(lines)
     for start in range(0, len(lines), SCAN_LINES):
@@ -76,11 +120,16 @@ def _scan(lines: Plane) -> tuple[int, float]:
         if busy.any():
             end = start + int(np.argmax(busy))
             break
+    return _Edge(colour, end, _line(lines, end, colour))
+
+
+def _line(lines: Plane, end: int, colour: int) -> float:
+    """Share of pixels that step where a bar ends: at once, and not by a slope that goes on."""
     if end == len(lines):
-        return end, 0.0
-    at = min(end + 2, len(lines) - 1)
-    inner = _distance(lines[at : at + 1], colour)
-    return end, float(np.mean(inner > STEP_LEVELS))
+        return 0.0
+    at = [min(end + further, len(lines) - 1) for further in (2, SLOPE_LINES)]
+    step, later = _distance(lines[at], colour).astype(np.int16)
+    return float(np.mean((step > STEP_LEVELS) & (later <= 2 * step)))
 
 
 def _distance(a: Plane, b: Plane | int) -> Plane:
@@ -111,11 +160,18 @@ def _blurred(lines: Plane) -> tuple[int, int]:
 
 def _softer_outside(lines: Plane, low: int, high: int) -> bool:
     """Whether there is much less detail in the first `low` and the last `high` lines than between them."""
-    detail = _distance(lines[:, 1:], lines[:, :-1]).mean(axis=1)
+    detail = _roughness(lines)
     margin = 4
     outside = np.concatenate([detail[: low - margin], detail[len(lines) - high + margin :]])
     inside = detail[low + margin : len(lines) - high - margin]
     return bool(len(outside) and len(inside) and inside.mean() >= 1.0 and outside.mean() <= SOFT * inside.mean())
+
+
+def _roughness(lines: Plane) -> NDArray[np.float32]:
+    """Mean second difference along each line: even steep slopes have none, so that it tells what is out of focus."""
+    wide = lines.astype(np.int16)
+    out: NDArray[np.float32] = np.abs(wide[:, 2:] - 2 * wide[:, 1:-1] + wide[:, :-2]).mean(axis=1, dtype=np.float32)
+    return out
 
 
 def of_one(sample: Sample) -> Bars:
@@ -134,9 +190,10 @@ def agree(samples: Sequence[Sample], height: int, width: int, usual: Bars | None
     if usual is not None:
         known = [_usual(samples, i, found[i], usual[i]) for i in range(4)]
         found = Bars(*known)
-    if any(found):
-        return found
-    return Bars(*_blurred_pair(samples, 0), *_blurred_pair(samples, 2))
+    blurred = Bars(*_blurred_pair(samples, 0), *_blurred_pair(samples, 2))
+    # Of two blurred pillars one may be even enough to pass for solid.
+    lone = any(bool(found[i]) != bool(found[i + 1]) and blurred[i] for i in (0, 2))
+    return found if any(found) and not lone else blurred
 
 
 def _usual(samples: Sequence[Sample], side: int, found: int, usual: int) -> int:

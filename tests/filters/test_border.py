@@ -75,6 +75,25 @@ def test_writing_in_a_bar_does_not_hide_it() -> None:
     assert near(found(frames), bars)
 
 
+def test_writing_in_one_bar_of_most_frames_does_not_hide_it() -> None:
+    bars = Bars(top=50, bottom=50)
+    frames = [framed(scene(s), bars, 16) for s in range(6)]
+    for frame in frames[1:]:
+        cv2.putText(frame, "and then they met again", (150, 340), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 235, 2)
+    assert near(found(frames), bars)
+
+
+@pytest.mark.parametrize("bars", [Bars(30, 60), Bars(left=40, right=90), Bars(100, 100, 170, 170)])
+def test_bars_of_two_widths_and_a_small_picture(bars: Bars) -> None:
+    assert near(found([framed(scene(s), bars, 16) for s in range(4)]), bars)
+
+
+def test_a_vignette_is_no_bar() -> None:
+    fall = np.clip(np.minimum(np.arange(640), 639 - np.arange(640)) / 80, 0, 1)
+    frames = [np.clip(scene(s) * fall, 0, 255).astype(np.uint8) for s in range(6)]
+    assert found(frames) == Bars()
+
+
 def test_blurred_copies_beside_the_picture_are_bars() -> None:
     frames = []
     for seed in range(4):

@@ -1,20 +1,10 @@
-"""Text of known truth over moving pictures: overlaid lines by size, script, contrast, style, place and time shown, and
-signs that belong to the scene.
+"""Text of known truth over pictures: overlaid lines by size, script, contrast, style, place and time shown, and signs that
+belong to the scene."""
 
-    python -m tests.filters.text_cases VIDEOS [--each 60]
-
-lays them over real frames of a folder of videos (those that its truth.csv, if there, labels as without text) and prints
-what the text filter misses and mistakes. The tests lay a few over `world`.
-"""
-
-import argparse
-import csv
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,17 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from filters.frames import FramesConfig, kept_size
-from filters.text import Reader, TextConfig, score
 
 Rgb = NDArray[np.uint8]
 SEEN = 0.6
 """The score from which on a clip counts as carrying text: the shipped lists' threshold."""
-LONGEST_S = 10.0
-"""Of a real shot at most so much is taken as one clip."""
-
-FLAT_LEVELS = 8
-"""Pictures that vary less than this are no place to lay text over."""
-
 LINES = {
     "latin": (
         "Breaking news at nine",
@@ -49,8 +32,6 @@ LINES = {
     "korean": ("오늘 저녁 뉴스", "끝까지 시청하세요", "지금 뭐 하는 거야"),
     "arabic": ("الأخبار الآن", "شاهد حتى النهاية", "ماذا تفعل"),
 }
-UNREAD = ("cyrillic", "korean", "arabic")
-"""Scripts whose characters the recogniser inside the rapidocr package does not know."""
 _WESTERN = ("DejaVuSans.ttf", "LiberationSans-Bold.ttf", "LiberationSerif-Regular.ttf", "LiberationSansNarrow-Bold.ttf")
 _EASTERN = ("wqy-microhei.ttc", "NotoSansCJK-Regular.ttc")
 FONTS = {
@@ -58,7 +39,6 @@ FONTS = {
     **dict.fromkeys(("chinese", "japanese", "korean"), _EASTERN),
     "arabic": ("DejaVuSans.ttf",),
 }
-HEIGHTS = (0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.10)
 CONTRASTS = {"faint": 40, "medium": 80, "strong": 160}
 STYLES = ("plain", "outline", "box")
 PLACES = {
@@ -84,20 +64,6 @@ class Line:
     style: str = "outline"
     place: str = "lower third"
     shown: str = "whole clip"
-
-    @classmethod
-    def draw(cls, rng: random.Random, height: float, script: str) -> "Line":
-        """A line of one height and script, all else by chance."""
-        return cls(
-            rng.choice(LINES[script]),
-            height,
-            script,
-            rng.choice(fonts(script)),
-            rng.choice(list(CONTRASTS)),
-            rng.choice(STYLES),
-            rng.choice(list(PLACES)),
-            rng.choice(list(SHOWN)),
-        )
 
 
 @lru_cache
@@ -161,7 +127,9 @@ def world(seed: int, width: int = 1280, height: int = 720) -> Rgb:
         picture += cv2.resize(detail.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(14):
         centre, axes = rng.uniform((0, 0), (width, height)), rng.uniform(0.04, 0.14, 2) * width
-        cv2.ellipse(picture, (centre, axes, rng.uniform(0, 180)), rng.uniform(20, 220, 3).tolist(), -1, cv2.LINE_AA)
+        cv2.ellipse(
+            picture, (centre.tolist(), axes.tolist(), rng.uniform(0, 180)), rng.uniform(20, 220, 3).tolist(), -1, cv2.LINE_AA
+        )
     return np.clip(picture + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
 
 
@@ -231,107 +199,3 @@ def _jpeg(frame: Rgb, config: FramesConfig) -> bytes:
     size = kept_size(frame.shape[1], frame.shape[0], config.long_side)
     small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, config.quality])[1].tobytes()
-
-
-def real_clips(folder: Path) -> dict[str, list[Rgb]]:
-    """Three frames of the first shot of every video that is without text, at a sixth, a half and five sixths."""
-    with (folder / "truth.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["text"] == "no" and not row["file"].startswith("derived_")]
-    found = {row["file"]: _frames(folder / row["file"], row["cut_frames"]) for row in rows}
-    return {name: frames for name, frames in found.items() if len(frames) == 3 and frames[1].std() > FLAT_LEVELS}
-
-
-def _frames(path: Path, cut_frames: str) -> list[Rgb]:
-    import av
-
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        rate = float(stream.average_rate or 25)
-        end = int(LONGEST_S * rate)
-        if cut_frames not in ("", "none"):
-            end = min(end, int(cut_frames.split(";")[0]))
-        elif stream.frames:
-            end = min(end, stream.frames)
-        wanted = {int(end * share / 6) for share in (1, 3, 5)} if end >= rate else set()
-        frames: list[Rgb] = []
-        try:
-            for index, frame in enumerate(container.decode(stream)):
-                if index in wanted:
-                    frames.append(frame.to_ndarray(format="rgb24"))
-                if len(frames) == len(wanted):
-                    break
-        except av.error.FFmpegError:
-            return []
-    return frames
-
-
-Outcome = tuple[Line, bool]
-
-
-def misses(clips: Sequence[list[Rgb]], lines: Iterable[Line], reader: Reader, rng: random.Random) -> list[Outcome]:
-    """Lay each line over a clip drawn by chance; whether the filter missed it."""
-    side = TextConfig().side_px
-    return [(line, score(jpegs(overlay(rng.choice(clips), line)), reader, side)["text_score"] < SEEN) for line in lines]
-
-
-def table(outcomes: Sequence[Outcome], factor: str) -> str:
-    """Miss rates in per cent: a row for each value of the factor, a column for each height."""
-    cells: dict[tuple[str, float], list[bool]] = defaultdict(list)
-    for line, missed in outcomes:
-        value = str(getattr(line, factor))
-        for key in ((value, line.height), (value, 0.0)):
-            cells[key].append(missed)
-    values = list(dict.fromkeys(value for value, _ in cells))
-    rows = [f"{factor:18}" + "".join(f"{h:7.1%}" for h in HEIGHTS) + "    all  lines"]
-    for value in values:
-        rates = [np.mean(cells[value, h]) if cells[value, h] else float("nan") for h in (*HEIGHTS, 0.0)]
-        rows.append(f"{value:18}" + "".join(f"{rate:7.0%}" for rate in rates) + f"{len(cells[value, 0.0]):7}")
-    return "\n".join(rows)
-
-
-def signs(clips: Sequence[list[Rgb]], each: int, reader: Reader, rng: random.Random) -> str:
-    """Signs of the scene under every camera: how many are taken for an overlay, and how many are found as scene text."""
-    side = TextConfig().side_px
-    rows = [f"{'camera':18}{'as overlay':>12}{'as scene':>10}{'signs':>7}"]
-    for name, camera in CAMERAS.items():
-        found = []
-        for _ in range(each):
-            words, height = (
-                rng.choice(("BAKERY", "Grand Hotel", "EXIT 24", "Open daily", "coffee & tea")),
-                rng.choice((0.04, 0.06, 0.09)),
-            )
-            place = sign(rng.choice(clips)[1], words, height, rng, rng.choice(fonts("latin")))
-            found.append(score(jpegs(camera.views(place)), reader, side))
-        overlays = np.mean([f["text_score"] >= SEEN for f in found])
-        scenes = np.mean([f["text_scene_score"] >= SEEN for f in found])
-        rows.append(f"{name:18}{overlays:12.0%}{scenes:10.0%}{each:7}")
-    return "\n".join(rows)
-
-
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", type=Path)
-    parser.add_argument("--each", type=int, default=60, help="lines of each height")
-    args = parser.parse_args()
-    rng = random.Random(0)
-    reader = Reader(TextConfig())
-    clips = list(real_clips(args.videos).values())
-    have = [script for script in LINES if fonts(script)]
-    print(f"{len(clips)} clips; no font for: {', '.join(s for s in LINES if s not in have) or 'none'}")
-    read = [script for script in have if script not in UNREAD]
-    lines = [Line.draw(rng, height, rng.choice(read)) for height in HEIGHTS for _ in range(args.each)]
-    outcomes = misses(clips, lines, reader, rng)
-    print(f"\nmissed, scripts the recogniser knows ({', '.join(read)})")
-    for factor in ("script", "contrast", "style", "place", "shown"):
-        print(table(outcomes, factor) + "\n")
-    unread = [Line.draw(rng, height, rng.choice(UNREAD)) for height in HEIGHTS for _ in range(args.each // 3)]
-    print("missed, other scripts\n" + table(misses(clips, unread, reader, rng), "script") + "\n")
-    print(signs(clips, args.each // 2, reader, rng))
-    plain = [score(jpegs(frames), reader, TextConfig().side_px)["text_score"] >= SEEN for frames in clips]
-    print(f"\nclips without a line said to carry one: {sum(plain)} of {len(plain)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Bars on self-made films: of every kind and width, and pictures that only look as if they had some.
 
-    python -m tests.benchmarks.bars_table [--films N] [--picture OUT.png]
+    python -m tests.benchmarks.bars_table [--films N] [--seed FIRST] [--picture OUT.png]
 
 Six frames of a moving shot, 640x360, through x264 at CRF 28, as `look` and `agree` see them in a job. The table has a line
 a kind: films whose four sides are all right within 3 pixels, films where a bar was missed or is of another width, and films
@@ -184,6 +184,7 @@ def main() -> None:
     """Print the table; save the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--films", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the first film")
     parser.add_argument("--picture", type=Path, metavar="OUT.png")
     args = parser.parse_args()
     strips = []
@@ -191,7 +192,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind, make in KINDS.items():
             counts, shown = dict.fromkeys(("right", "wrong", "false"), 0), False
-            for seed in range(args.films):
+            for seed in range(args.seed, args.seed + args.films):
                 frames, truth = make(shot(seed), np.random.default_rng([seed, *kind.encode()]))
                 said = found(frames, Path(folder))
                 counts[verdict(truth, said)] += 1

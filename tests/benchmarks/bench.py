@@ -115,7 +115,8 @@ def engine(chosen: Sequence[Video]) -> list[Figure]:
         say(f"{kind}, start-up", start_up)
         say(kind, spent)
         beyond[kind] = (spent - start_up).cpu_s
-    return [Figure("Ray over inline, CPU beyond start-up", beyond["ray"] / beyond["inline"], 1.1, note="the whole process tree")]
+    ratio = beyond["ray"] / beyond["inline"]
+    return [Figure("Ray over inline, CPU beyond start-up", ratio, 1.1, note="the whole process tree")]
 
 
 def memory(chosen: Sequence[Video]) -> list[Figure]:

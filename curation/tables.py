@@ -113,6 +113,8 @@ SERIES = pa.schema(
         ("blend_residual", pa.list_(pa.float32())),
         ("wipe_roughness", pa.list_(pa.float32())),
         ("shot_probability", pa.list_(pa.float32())),
+        # one a quarter of a second: which of 24 x 24 cells differ from a quarter of a second before, a bit each
+        ("change_map", pa.list_(pa.binary())),
         # one value a sampled frame; `sample_frame` says which
         ("sample_frame", pa.list_(pa.int32())),
         ("border_top", pa.list_(pa.int32())),

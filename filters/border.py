@@ -258,3 +258,8 @@ def displayed(bars: Bars, height: int, width: int, shown_height: int, shown_widt
 def border_frac(bars: Bars, height: int, width: int) -> float:
     """Share of the picture's area that is bars."""
     return 1 - (height - bars.top - bars.bottom) * (width - bars.left - bars.right) / (height * width)
+
+
+def picture(bars: Bars, height: int, width: int) -> tuple[float, float, float, float]:
+    """What bars leave of a frame: top, bottom, left and right edge, as shares of its height and width."""
+    return bars.top / height, 1 - bars.bottom / height, bars.left / width, 1 - bars.right / width

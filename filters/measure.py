@@ -94,9 +94,10 @@ def _conclude(meter: Meter, row: dict[str, Any], config: MeasureConfig, decode_e
     for span in spans(times, cuts, gradual, end_s, config.clips, f"{config.seed}:{row['source_id']}"):
         edges = (float(times[span[0]]), float(times[span[1]]) if span[1] < len(times) else end_s)
         clip = _clip(row | updates, span, edges)
-        clip |= _motion_scores(series, span, edges, end_s, meter.fps, cuts, gradual)
         inside = _inside(meter.sampled, span)
-        clip |= _still_scores(inside, meter.shape, row, usual)
+        bars = border.agree([s.bars for s in inside], *meter.shape, usual) if inside else usual
+        clip |= _motion_scores(series, span, edges, end_s, meter.fps, cuts, gradual, border.picture(bars, *meter.shape))
+        clip |= _still_scores(inside, meter.shape, row, bars)
         clips.append(clip)
         chosen = set(choose([s.frame for s in inside], span, config.frames.per_clip))
         frames += [_kept(clip, s, float(times[s.frame]), meter.spill) for s in inside if s.frame in chosen]
@@ -150,12 +151,15 @@ def _motion_scores(
     fps: float,
     cuts: Sequence[int],
     gradual: Sequence[dict[str, Any]],
+    picture: Sequence[float],
 ) -> dict[str, float | None]:
     times = series["time_s"]
     return {
         "motion_vmaf": motion.motion_vmaf(series["motion_vmaf"], *span),
         "motion_mv": motion.motion_mv(series["motion_px"], *span, fps),
-        "motion_static_frac": motion.motion_static_frac(series["changed_frac"], *span, motion.change_lag(fps)),
+        "motion_static_frac": motion.motion_static_frac(
+            series["changed_frac"], series["change_map"], *span, motion.change_lag(fps), picture
+        ),
         "jitter_shots_per_s": edits.jitter_shots_per_s(series["cut_score"], times, *edges, end_s),
         "slideshow_score": edits.slideshow_score(series, cuts, gradual, edges, end_s, fps),
     }
@@ -168,13 +172,12 @@ def _inside(sampled: Sequence[Sampled], span: Span) -> list[Sampled]:
 
 
 def _still_scores(
-    sampled: Sequence[Sampled], shape: tuple[int, int], row: dict[str, Any], usual: border.Bars | None = None
+    sampled: Sequence[Sampled], shape: tuple[int, int], row: dict[str, Any], stored: border.Bars
 ) -> dict[str, float | None]:
-    """Bars that the clip's samples agree on, in displayed pixels, and the medians of its samples' quality."""
+    """Bars of the stored frame in displayed pixels, and the medians of the samples' quality."""
     if not sampled:
         return {}
     height, width = row["height"], row["width"]
-    stored = border.agree([s.bars for s in sampled], *shape, usual)
     bars = border.displayed(stored, *shape, height, width, row["rotation"] or 0)
     scores: dict[str, float | None] = {f"border_{side}_px": float(w) for side, w in zip(bars._fields, bars, strict=True)}
     scores["border_frac"] = border.border_frac(bars, height, width)
@@ -206,7 +209,8 @@ def _measure_image(path: str, row: dict[str, Any], config: MeasureConfig, limits
         spill = Spill(file, config.frames.quality)
         sample = Sampled(0, bars, quality, spill.add(_resized(rgb, size)))
         clip = _clip(row | {"fps": None}, (0, 1), (0.0, 0.0))
-        clip |= _still_scores([sample], shape, row | {"height": shape[0], "width": shape[1], "rotation": 0})
+        upright = row | {"height": shape[0], "width": shape[1], "rotation": 0}
+        clip |= _still_scores([sample], shape, upright, border.agree([bars], *shape))
         frames = [_kept(clip, sample, 0.0, spill)]
     series = {"source_id": row["source_id"], "time_s": np.zeros(1), **sampled_series([sample])}
     return Measured({"frames": 1, "is_vfr": False, "decode_errors": 0}, [clip], series, frames)

@@ -127,6 +127,7 @@ class Meter:
         for name, values in self.columns.items():
             # The frames after the last pair of flow moved like those of the pair.
             out[name] = np.pad(np.array(values, np.float32), (0, count - len(values)), mode="edge")
+        out["change_map"] = self.change.maps
         out |= self.pictures.finish()
         out["shot_probability"] = self.network.finish() if self.network is not None else None
         return out | sampled_series(self.sampled)

@@ -4,6 +4,8 @@ The classes reduce a stream of frames to floats; the functions at the end turn s
 All scores are None where a clip has no pair of frames to speak of.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +39,22 @@ CHANGE_S = 0.25
 CHANGE_LEVELS = 4
 STATIC_FRAC = 0.005
 """A pair with fewer visibly changed pixels than this share is static."""
+CELLS = 24
+"""Rows and columns of the grid on which is kept where a picture changed."""
+INSET_PAIRS = 4
+"""Least pairs of frames in which an inset shows itself: a second."""
+INSET_OFTEN = 0.1
+"""A cell that changed in this share of the pairs and more may belong to an inset."""
+INSET_BUSY = 0.25
+"""Mean share of the pairs in which an inset's cells change: a counter's digits do at least once a second, and what passes
+through the picture leaves each cell again."""
+INSET_FILL = 0.9
+"""Share of its bounding box that an inset fills: it is a rectangle, as no subject is."""
+INSET_FRAC = 1 / 3
+"""Larger insets are what the picture is about."""
+REST_FRAC = 0.015
+"""Most cells around insets that change in a static pair: about what `STATIC_FRAC` of the pixels touch."""
+WHOLE = (0.0, 1.0, 0.0, 1.0)
 
 
 class LumaMotion:
@@ -64,21 +82,29 @@ class LumaMotion:
 
 
 class Change:
-    """Share of small pixels that differ visibly from the frame `CHANGE_S` earlier, frame by frame."""
+    """What differs visibly from the frame `CHANGE_S` earlier: how much, frame by frame, and where, a few times a second."""
 
     def __init__(self, fps: float) -> None:
         self.lag = change_lag(fps)
         self.held: list[Plane] = []
+        self.index = 0
+        self.maps: list[bytes] = []
+        """A map for each frame whose index is a multiple of `lag`, but the first: the bits of `CELLS` x `CELLS` cells, row
+        by row, set where a pixel of the cell changed."""
 
     def push(self, luma: Plane) -> float:
-        """The share for the next small luma plane, 0 to 1; against the first frame while fewer have passed."""
+        """The share of changed pixels of the next small luma plane, 0 to 1; against the first one while fewer have passed."""
         import cv2
 
+        index, self.index = self.index, self.index + 1
         self.held.append(luma)
         if len(self.held) > self.lag + 1:
             self.held.pop(0)
-        difference = cv2.absdiff(luma, self.held[0])
-        return float(np.count_nonzero(difference > CHANGE_LEVELS)) / luma.size
+        changed = cv2.threshold(cv2.absdiff(luma, self.held[0]), CHANGE_LEVELS, 255, cv2.THRESH_BINARY)[1]
+        if index and index % self.lag == 0:
+            cells = cv2.resize(changed, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+            self.maps.append(np.packbits(cells > 0).tobytes())
+        return cv2.countNonZero(changed) / luma.size
 
 
 class Flow:
@@ -172,9 +198,39 @@ def _pair_ends(start: int, end: int, gap: int) -> NDArray[np.int_]:
     return np.arange(first + gap, end, gap)
 
 
-def motion_static_frac(changed: Series, start: int, end: int, lag: int) -> float | None:
-    """Share of the clip's pairs of frames, `lag` apart, without visible change; a short clip compares to its first."""
-    lag = min(lag, end - start - 1)
-    if lag < 1:
+def motion_static_frac(
+    changed: Series, maps: Sequence[bytes], start: int, end: int, lag: int, picture: Sequence[float] = WHOLE
+) -> float | None:
+    """Share of the clip's pairs of frames, `lag` apart, without visible change; a short clip compares to its first.
+
+    Change inside an inset does not count: a still with a counter or a small film in it is a still. `maps` are those of
+    `Change`; `picture` is what bars leave of the frame (top, bottom, left, right, as shares of height and width): between
+    bars it is no inset.
+    """
+    if end - start < 2:
         return None
-    return float(np.mean(changed[start + lag : end] < STATIC_FRAC))
+    share = float(np.mean(changed[start + min(lag, end - start - 1) : end] < STATIC_FRAC))
+    inside = maps[-(-start // lag) : (end - 1) // lag]
+    if len(inside) < INSET_PAIRS:
+        return share
+    bits = np.unpackbits(np.frombuffer(b"".join(inside), np.uint8)).astype(bool)
+    top, bottom, left, right = (round(edge * CELLS) for edge in picture)
+    cells = bits.reshape(len(inside), CELLS, CELLS)[:, top:bottom, left:right]
+    insets = _insets(cells)
+    if not insets.any():
+        return share
+    rest = np.mean(cells & ~insets, axis=(1, 2))
+    return max(share, float(np.mean(rest < REST_FRAC)))
+
+
+def _insets(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The cells of rectangles that change all the time while the picture around them stands; none where they are large."""
+    import cv2
+
+    busy = cells.mean(axis=0)
+    found = np.zeros(busy.shape, bool)
+    for x, y, width, height, area in cv2.connectedComponentsWithStats((busy >= INSET_OFTEN).astype(np.uint8))[2][1:]:
+        box = slice(y, y + height), slice(x, x + width)
+        if area >= INSET_FILL * width * height and busy[box].mean() >= INSET_BUSY:
+            found[box] = True
+    return found if found.mean() <= INSET_FRAC else np.zeros_like(found)

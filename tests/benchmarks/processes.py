@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-LOOK_S = 0.2
+LOOK_S = 0.5
 LINGER_S = 30.0
 PR_SET_CHILD_SUBREAPER = 36
 

@@ -58,14 +58,15 @@ def pieces(videos: Sequence[Video], count: int) -> list[Path]:
 
 
 def tiny(videos: Sequence[Video]) -> list[Path]:
-    """The smallest files that a job takes to its end, a unit of them for each core: a job over them is all start-up."""
-    first = BUILD / "tiny-0.mp4"
-    if not first.exists():
-        shape = ("-t", "4.5", "-vf", "scale=456:256", "-c:v", "libx264", "-preset", "ultrafast")
-        ffmpeg("-i", pieces(videos, 1)[0], *shape, first)
-    files = [first.with_name(f"tiny-{number}.mp4") for number in range(UNIT * len(two_cores()))]
-    for file in files[1:]:
-        shutil.copyfile(first, file)
+    """The smallest files that a job takes to its end, for each core a unit and a length: a job over them is all start-up.
+
+    No two are equal, and none is dropped: every pool has to start for them as it has for a long job.
+    """
+    files = [BUILD / f"tiny-{number}.mp4" for number in range(UNIT * len(two_cores()))]
+    for number, file in enumerate(files):
+        if not file.exists():
+            cut = ("-ss", str(number / 2), "-t", ("6", "8.5")[number % 2], "-vf", "scale=456:256")
+            ffmpeg("-i", pieces(videos, 1)[0], *cut, "-c:v", "libx264", "-preset", "ultrafast", file)
     return files
 
 

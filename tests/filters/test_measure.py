@@ -23,7 +23,7 @@ from filters.shots import ShotConfig
 from tests.filters.synthetic import pan, texture, write
 
 LIMITS = MediaLimits()
-PER_FRAME = [f.name for f in SERIES][1 : [f.name for f in SERIES].index("sample_frame")]
+PER_FRAME = [f.name for f in SERIES][1 : [f.name for f in SERIES].index("change_map")]
 
 
 def row_of(path: Path) -> dict[str, Any]:
@@ -97,6 +97,7 @@ def test_the_series_has_a_value_for_every_frame(result: Measured) -> None:
         else:
             assert len(result.series[name]) == 108, name
             assert np.isfinite(result.series[name]).all(), name
+    assert len(result.series["change_map"]) == 107 // 6, "one a quarter of a second"
     samples = len(result.series["sample_frame"])
     assert samples == 9  # every half second
     assert all(len(result.series[n]) == samples for n in ("border_top", "sharpness", "blockiness"))

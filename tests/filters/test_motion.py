@@ -1,19 +1,23 @@
 """Motion of known size, still pictures, repeated frames, and equality with FFmpeg's own filter."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import av.filter
+import cv2
 import numpy as np
 import pytest
 
-from filters import motion
+from filters import border, motion
 from filters.planes import factor, planes, shrink
 from tests.filters.synthetic import pan, texture, write
 
 
-def scores(pictures: list[np.ndarray], fps: float) -> tuple[float | None, float | None]:
-    """(motion_mv, motion_static_frac) of luma pictures."""
+def scores(
+    pictures: list[np.ndarray], fps: float, shown: tuple[float, float, float, float] = motion.WHOLE
+) -> tuple[float | None, float | None]:
+    """(motion_mv, motion_static_frac) of luma pictures, of which bars leave what is `shown`."""
     height, width = pictures[0].shape
     flow, change = motion.Flow(fps, width, height), motion.Change(fps)
     by = factor(width, height)
@@ -28,7 +32,7 @@ def scores(pictures: list[np.ndarray], fps: float) -> tuple[float | None, float 
     series = np.array(moved, np.float32), np.array(changed, np.float32)
     return (
         motion.motion_mv(series[0], 0, len(pictures), fps),
-        motion.motion_static_frac(series[1], 0, len(pictures), motion.change_lag(fps)),
+        motion.motion_static_frac(series[1], change.maps, 0, len(pictures), motion.change_lag(fps), shown),
     )
 
 
@@ -48,6 +52,73 @@ def test_displacement_is_in_pixels_a_frame_at_720_lines(height: int, step: float
     mv, static = scores(luma(pan(wide, 25, step)), 24)
     assert mv == pytest.approx(step * 720 / height, rel=0.15)
     assert static == 0.0
+
+
+def with_counter(picture: np.ndarray, index: int) -> np.ndarray:
+    """A clock of tenths of a second that runs in a box."""
+    cv2.rectangle(picture, (250, 150), (390, 200), 0, -1)
+    cv2.putText(picture, f"{index / 24:07.3f}", (256, 186), cv2.FONT_HERSHEY_SIMPLEX, 1, 255, 2)
+    return picture
+
+
+def with_film(picture: np.ndarray, index: int) -> np.ndarray:
+    """A small film that plays in a corner."""
+    picture[200:320, 400:600] = FILM[200:320, 4 * index : 4 * index + 200]
+    return picture
+
+
+def with_car(picture: np.ndarray, index: int) -> np.ndarray:
+    """Something small that drives through the picture, straight."""
+    picture[200:240, 8 * index : 8 * index + 60] = 250
+    return picture
+
+
+def with_head(picture: np.ndarray, index: int) -> np.ndarray:
+    """A head that nods all the time before a still wall."""
+    cv2.ellipse(picture, (320, 180 + index % 12), (70, 100), 0, 0, 360, 160, -1)
+    return picture
+
+
+def with_bars(picture: np.ndarray, index: int) -> np.ndarray:
+    """An upright film between two bars."""
+    picture[:, :220] = picture[:, 420:] = 0
+    picture[:, 220:420] = FILM[:, 4 * index : 4 * index + 200]
+    return picture
+
+
+def with_large_film(picture: np.ndarray, index: int) -> np.ndarray:
+    """A film within a frame."""
+    picture[30:330, 60:580] = FILM[30:330, 4 * index : 4 * index + 520]
+    return picture
+
+
+FILM = texture(8, 360, 1280)[..., 1]
+
+
+@pytest.mark.parametrize(
+    ("draw", "static"),
+    [(with_counter, True), (with_film, True), (with_car, False), (with_head, False), (with_large_film, False)],
+)
+def test_a_counter_or_a_small_film_in_a_still_picture_leaves_it_static(
+    draw: Callable[[np.ndarray, int], np.ndarray], static: bool
+) -> None:
+    found = scores([draw(picture, i) for i, picture in enumerate(still(96))], 24)[1]
+    assert found is not None and (found > 0.9 if static else found < 0.5), found
+
+
+def test_a_film_between_bars_is_no_inset() -> None:
+    frames = [with_bars(picture, i) for i, picture in enumerate(still(96))]
+    assert scores(frames, 24, border.picture(border.Bars(left=220, right=220), 360, 640))[1] == 0.0
+
+
+def test_an_inset_is_that_of_its_clip() -> None:
+    """A pan, then a counter over a still: each clip is judged by its own frames."""
+    frames = [with_counter(picture, i) for i, picture in enumerate(still(96))]
+    frames[:48] = [FILM[:, 4 * i : 4 * i + 640].copy() for i in range(48)]
+    change = motion.Change(24)
+    changed = np.array([change.push(shrink(f, factor(640, 360))) for f in frames], np.float32)
+    first, second, both = (motion.motion_static_frac(changed, change.maps, *s, 6) for s in ((0, 48), (48, 96), (0, 96)))
+    assert first == 0.0 and second is not None and second > 0.9 and both is not None and both < 0.6
 
 
 def test_repeated_frames_are_no_stillness_and_leave_the_motion() -> None:
@@ -136,7 +207,7 @@ def test_one_frame_has_no_motion() -> None:
     one = np.zeros(1, np.float32)
     assert motion.motion_vmaf(one, 0, 1) is None
     assert motion.motion_mv(one, 0, 1, 25) is None
-    assert motion.motion_static_frac(one, 0, 1, 6) is None
+    assert motion.motion_static_frac(one, [], 0, 1, 6) is None
 
 
 def test_motion_before_a_clip_is_none_of_its_own() -> None:

@@ -41,14 +41,14 @@ STATIC_FRAC = 0.005
 """A pair with fewer visibly changed pixels than this share is static."""
 CELLS = 24
 """Rows and columns of the grid on which is kept where a picture changed."""
-INSET_PAIRS = 4
-"""Least pairs of frames in which an inset shows itself: a second."""
+INSET_PAIRS = 8
+"""Least pairs of frames in which an inset shows itself, two seconds: a title that comes up is none."""
 INSET_OFTEN = 0.1
 """A cell that changed in this share of the pairs and more may belong to an inset."""
 INSET_BUSY = 0.25
 """Mean share of the pairs in which an inset's cells change: a counter's digits do at least once a second, and what passes
 through the picture leaves each cell again."""
-INSET_FILL = 0.9
+INSET_FILL = 0.85
 """Share of its bounding box that an inset fills: it is a rectangle, as no subject is."""
 INSET_FRAC = 1 / 3
 """Larger insets are what the picture is about."""

@@ -107,11 +107,11 @@ def peer(chosen: Sequence[Video]) -> list[Figure]:
 
 
 def engine(chosen: Sequence[Video]) -> list[Figure]:
-    """CPU of a job on Ray over the same in one process, start-ups taken off, both on one core: two disturb each other."""
-    files, one = whole_job.pieces(chosen, JOB_PIECES), whole_job.two_cores()[:1]
+    """CPU of a job on Ray over the same in one process, start-ups taken off."""
+    files, two = whole_job.pieces(chosen, JOB_PIECES), whole_job.two_cores()
     beyond = {}
     for kind in ("ray", "inline"):
-        start_up, spent = start_up_cost(chosen, len(one), kind), whole_job.job(f"{kind}-one", files, one, kind)[0]
+        start_up, spent = start_up_cost(chosen, len(two), kind), whole_job.job(kind, files, two, kind)[0]
         say(f"{kind}, start-up", start_up)
         say(kind, spent)
         beyond[kind] = (spent - start_up).cpu_s

@@ -113,11 +113,11 @@ def test_a_film_between_bars_is_no_inset() -> None:
 
 def test_an_inset_is_that_of_its_clip() -> None:
     """A pan, then a counter over a still: each clip is judged by its own frames."""
-    frames = [with_counter(picture, i) for i, picture in enumerate(still(96))]
-    frames[:48] = [FILM[:, 4 * i : 4 * i + 640].copy() for i in range(48)]
+    frames = [FILM[:, 4 * i : 4 * i + 640].copy() for i in range(72)]
+    frames += [with_counter(picture, i) for i, picture in enumerate(still(72))]
     change = motion.Change(24)
     changed = np.array([change.push(shrink(f, factor(640, 360))) for f in frames], np.float32)
-    first, second, both = (motion.motion_static_frac(changed, change.maps, *s, 6) for s in ((0, 48), (48, 96), (0, 96)))
+    first, second, both = (motion.motion_static_frac(changed, change.maps, *s, 6) for s in ((0, 72), (72, 144), (0, 144)))
     assert first == 0.0 and second is not None and second > 0.9 and both is not None and both < 0.6
 
 

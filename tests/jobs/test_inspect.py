@@ -176,6 +176,6 @@ def test_a_manifests_columns_are_there(tmp_path: Path) -> None:
 
 
 def test_no_run_folder_is_said(tmp_path: Path) -> None:
-    for ask in (inspect.status, lambda run: inspect.sql(run, "SELECT 1"), lambda run: inspect.story(run, "x")):
+    for ask in (lambda run: inspect.sql(run, "SELECT 1"), lambda run: inspect.story(run, "x")):
         with pytest.raises(ConfigError, match="is no run folder"):
             ask(str(tmp_path))

@@ -45,8 +45,8 @@ def write_log(run: str, *events: dict[str, Any], ago_s: float = 0.0) -> None:
 
 def test_what_is_on_disk_is_counted_without_any_event(run: str) -> None:
     page = shown(status(run))
-    assert "1 of 1 analyzed" in row_of(page, "units")
-    assert "7 = 3 ok + 2 rejected + 2 error" in row_of(page, "sources")
+    assert "1 of 1 analyzed" in row_of(page, "units  ")
+    assert "7 = 3 ok + 2 rejected + 2 error" in row_of(page, "sources   7")
     assert row_of(page, "small").split() == ["small", "6", "2", "1", "of", "2", "0"]
     assert "the file has zero bytes" in row_of(page, "empty")
     assert "--replay SOURCE_ID" in page
@@ -73,7 +73,7 @@ def test_a_dead_run_says_what_to_do(run: str, tmp_path: Path) -> None:
     storage.write_bytes(storage.join(at, lock.NAME), json.dumps({"pid": NOBODY, "host": socket.gethostname()}).encode())
     page = shown(status(at))
     assert "dead: process" in page and "last sign of life 2 h 1 min ago" in page and "same command again" in page
-    assert "reelset run --input 'a b'" in row_of(page, "command")
+    assert "reelset run --input 'a b'" in row_of(page, "command   ")
     assert row_of(page, "analyze", "0 of 4")
 
 

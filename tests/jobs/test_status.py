@@ -48,7 +48,7 @@ def test_what_is_on_disk_is_counted_without_any_event(run: str) -> None:
     assert "1 of 1 analyzed" in row_of(page, "units  ")
     assert "7 = 3 ok + 2 rejected + 2 error" in row_of(page, "sources   7")
     assert row_of(page, "small").split() == ["small", "6", "2", "1", "of", "2", "0"]
-    assert "the file has zero bytes" in row_of(page, "empty")
+    assert "the file has zero bytes" in row_of(page, " empty ")
     assert "--replay SOURCE_ID" in page
 
 

@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,18 +66,18 @@ class Bench:
     commits: int = 0
     """Units analyzed, units cut and shards packed in a whole run."""
 
-    def job(self, run: str, cluster: Cluster | None, *more: str, **env: str) -> Process:
+    def job(self, run: str, cluster: Cluster | None, *more: str) -> Process:
         """`reelset run` on the corpus; inline where there is no cluster."""
         engine = ["--engine", "inline"] if cluster is None else ["--engine", "ray", "--address", cluster.address]
         command = [str(BIN / "reelset"), "run", "-i", str(self.corpus), "-o", run, "-c", str(self.settings), *engine, *more]
-        ours = self.env if cluster is None else cluster.env
-        return Process(command, self.folder / f"job-{secrets.token_hex(4)}.log", {**ours, **env})
+        env = self.env if cluster is None else cluster.env
+        return Process(command, self.folder / f"job-{secrets.token_hex(4)}.log", env)
 
-    def finish(self, run: str, cluster: Cluster | None, **env: str) -> Process:
+    def finish(self, run: str, cluster: Cluster | None) -> Process:
         """Run to the end; a lease that a killed driver left on an object store is waited for, as a user would."""
         deadline = time.monotonic() + 120
         while True:
-            job = self.job(run, cluster, **env)
+            job = self.job(run, cluster)
             code = job.wait()
             if code == 2 and "is being worked on" in job.said() and time.monotonic() < deadline:
                 time.sleep(2.0)
@@ -85,15 +86,15 @@ class Bench:
             return job
 
 
-def make_bench(folder: Path) -> Bench:
-    """A bench with its uninterrupted run, made inline."""
+def make_bench(folder: Path, env: Mapping[str, str]) -> Bench:
+    """A bench with its uninterrupted run, made inline; `env` is added to the environment of all its jobs."""
     corpus = make_corpus(folder / "corpus")
     settings = folder / "settings.yaml"
     settings.write_text(yaml.safe_dump(SETTINGS))
     scratch = folder / "tmp"
     scratch.mkdir()
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch), "COLUMNS": "200"}
-    bench = Bench(folder, corpus, settings, scratch, env)
+    ours = {"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch), "COLUMNS": "200"}
+    bench = Bench(folder, corpus, settings, scratch, {**os.environ, **ours, **env})
     run = str(folder / "reference")
     bench.finish(run, None)
     bench.reference = fingerprints(run)

@@ -30,15 +30,16 @@ OUTCOMES = pytest.StashKey[list[Outcome]]()
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """The corpus and the bytes that an uninterrupted inline run made of it."""
-    return make_bench(tmp_path_factory.mktemp("bench"))
+def bench(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The corpus and the bytes that an uninterrupted inline run made of it. Its jobs reach the store by its door."""
+    return make_bench(tmp_path_factory.mktemp("bench"), store.env())
 
 
 @pytest.fixture(scope="session")
 def cluster(bench: Bench) -> Iterator[Cluster]:
-    """A head and further raylets of one CPU each."""
-    made = Cluster(Path(tempfile.mkdtemp(prefix="faults-")), dict(bench.env))  # pytest's own paths are too long for sockets
+    """A head that only leads, and raylets of one CPU each."""
+    # pytest's own paths are too long for sockets
+    made = Cluster(Path(tempfile.mkdtemp(prefix="faults-")), dict(bench.env), head_cpus=0)
     try:
         made.start(NODES)
         yield made

@@ -117,6 +117,7 @@ class Cluster:
     folder: Path
     env: dict[str, str]
     cpus: int = 1
+    head_cpus: int = 1
     store_mb: int = 100
     address: str = ""
     head: Process | None = None
@@ -130,7 +131,7 @@ class Cluster:
         self.env |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
         port = free_port()
         command = ["--head", "--port", str(port), "--temp-dir", str(self.folder), "--include-dashboard", "false"]
-        self.head = head = self._ray(*command, "--ray-client-server-port", str(free_port()))
+        self.head = head = self._ray(*command, "--ray-client-server-port", str(free_port()), cpus=self.head_cpus)
         said = wait_for("the head", lambda: "Ray runtime started" in head.said() and head.said(), 120)
         self.address = f"{said.split('Local node IP: ')[1].split()[0]}:{port}"
         self.grow(nodes)
@@ -138,7 +139,7 @@ class Cluster:
     def grow(self, nodes: int) -> None:
         """Have as many raylets beside the head."""
         while len(self.nodes) < nodes:
-            node = self._ray("--address", self.address)
+            node = self._ray("--address", self.address, cpus=self.cpus)
             self.nodes.append(node)
             wait_for("the raylet", lambda node=node: "Ray runtime started" in node.said(), 120)  # type: ignore[misc]
 
@@ -161,8 +162,8 @@ class Cluster:
                 process.stop()
         self.nodes, self.gone, self.head = [], [], None
 
-    def _ray(self, *arguments: str) -> Process:
+    def _ray(self, *arguments: str, cpus: int) -> Process:
         log = self.folder / f"ray-{secrets.token_hex(3)}.log"
-        sizes = ["--num-cpus", str(self.cpus), "--object-store-memory", str(self.store_mb * 10**6)]
+        sizes = ["--num-cpus", str(cpus), "--object-store-memory", str(self.store_mb * 10**6)]
         quiet = ["--disable-usage-stats", "--log-color", "false", "--block"]
         return Process([str(BIN / "ray"), "start", *arguments, *sizes, *quiet], log, self.env)

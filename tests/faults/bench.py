@@ -63,6 +63,7 @@ class Bench:
     scratch: Path
     env: dict[str, str]
     reference: dict[str, str] = field(default_factory=dict)
+    jobs: list[Process] = field(default_factory=list)
     commits: int = 0
     """Units analyzed, units cut and shards packed in a whole run."""
 
@@ -71,7 +72,8 @@ class Bench:
         engine = ["--engine", "inline"] if cluster is None else ["--engine", "ray", "--address", cluster.address]
         command = [str(BIN / "reelset"), "run", "-i", str(self.corpus), "-o", run, "-c", str(self.settings), *engine, *more]
         env = self.env if cluster is None else cluster.env
-        return Process(command, self.folder / f"job-{secrets.token_hex(4)}.log", env)
+        self.jobs.append(Process(command, self.folder / f"job-{secrets.token_hex(4)}.log", env))
+        return self.jobs[-1]
 
     def finish(self, run: str, cluster: Cluster | None) -> Process:
         """Run to the end; a lease that a killed driver left on an object store is waited for, as a user would."""

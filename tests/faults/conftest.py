@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.bench import Bench, make_bench
-from tests.faults.harness import Cluster
+from tests.faults.harness import Cluster, Process
 from tests.faults.kinds import NODES
 from tests.faults.store import Store
 
@@ -33,6 +33,17 @@ OUTCOMES = pytest.StashKey[list[Outcome]]()
 def bench(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """The corpus and the bytes that an uninterrupted inline run made of it. Its jobs reach the store by its door."""
     return make_bench(tmp_path_factory.mktemp("bench"), store.env())
+
+
+@pytest.fixture(autouse=True)
+def no_job_survives(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that failed leaves no job to the next one."""
+    yield
+    if "bench" in request.fixturenames:
+        jobs: list[Process] = request.getfixturevalue("bench").jobs
+        for job in jobs:
+            job.stop()
+        jobs.clear()
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,8 @@ def test_a_worker_started_again_removes_what_its_forerunner_left(tmp_path: Path,
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / f"{storage.SCRATCH}dead" / "cut-x").mkdir(parents=True)
     storage.scratch.cache_clear()
-    assert list(tmp_path.iterdir()) == [storage.scratch()]
+    mine = storage.scratch()
+    assert list(tmp_path.iterdir()) == [mine]
     storage.scratch.cache_clear()
 
 

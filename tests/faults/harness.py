@@ -51,7 +51,7 @@ class Process:
         self.log = log
         with log.open("wb") as out:
             self.popen = subprocess.Popen(
-                ["nice", "-n", "5", *command],
+                command,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -126,9 +126,9 @@ class Cluster:
 
     def start(self, nodes: int) -> None:
         """A head and `nodes` more raylets. The folder's path must be short: it will hold sockets."""
-        # A token of its own, and no wait of a minute for a head that will not come back.
+        # A token of its own; no wait of a minute for a head that will not come back; workers no nicer than all others.
         self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_BACKEND_LOG_LEVEL": "fatal"}
-        self.env |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+        self.env |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_worker_niceness": "0"}
         port = free_port()
         command = ["--head", "--port", str(port), "--temp-dir", str(self.folder), "--include-dashboard", "false"]
         self.head = head = self._ray(*command, "--ray-client-server-port", str(free_port()), cpus=self.head_cpus)

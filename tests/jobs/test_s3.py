@@ -126,7 +126,9 @@ def test_a_killed_driver_is_gone_on_from(start: Start, on_disk: dict[str, str], 
 
 def test_an_upload_that_was_cut_short_is_never_seen(store: Store) -> None:
     url = "s3://films/partial/large"
-    code = "import sys; from curation import storage; print('go', flush=True); storage.write_bytes(sys.argv[1], bytes(60 << 20))"
+    code = (
+        "import sys; from curation import storage; print('go', flush=True); storage.write_bytes(sys.argv[1], bytes(60 << 20))"
+    )
     store.bytes_per_s = 4e6
     command = [sys.executable, "-c", code, url]
     writer = subprocess.Popen(command, cwd=ROOT, env=os.environ | store.env(), stdout=subprocess.PIPE)

@@ -14,6 +14,7 @@ from bucketing.buckets import Bucket, Choice, Rect, frame_indices, target_times
 from bucketing.shard_format import IMAGE, VIDEO
 from curation.errors import ClipError, ConfigError
 from curation.media import FULL_RANGE, TRANSFER_HLG, TRANSFER_PQ, MediaLimits, decode, open_image
+from curation.storage import FULL
 
 if TYPE_CHECKING:
     import av
@@ -145,6 +146,8 @@ def cut_image(path: str, cuts: Sequence[Cut], encode: EncodeConfig, limits: Medi
             small.save(file, "WEBP", quality=encode.webp_quality, method=4)
             made.append(Made(cut.key, file, shown=Shown(0, 0, cut.choice.crop, 0.0)))
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             made.append(Made(cut.key, None, "encode_failed", str(error)))
     return made
 
@@ -188,6 +191,8 @@ class _Encoder:
         except ClipError as error:
             self.error = error
         except (av.error.FFmpegError, OSError) as error:
+            if error.errno in FULL:  # the sample is not at fault
+                raise
             self.error = ClipError("encode_failed", f"{type(error).__name__}: {error}")
 
     def made(self) -> Made:

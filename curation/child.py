@@ -1,7 +1,8 @@
 """A killable child process that does the dangerous work of an actor: opening and decoding what strangers made.
 
 The child answers one call at a time. One that makes no progress, takes too long, takes too much memory or dies costs
-that call only; the next call starts a fresh child. A child never outlives its parent.
+that call only; the next call starts a fresh child. One that was killed from outside says nothing of what it worked on:
+its call is made once more. A child never outlives its parent.
 """
 
 import contextlib
@@ -21,14 +22,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from curation.errors import SourceError
+from curation.errors import SourceError, StageError
 from curation.media import MediaLimits
+from curation.storage import FULL
 
 P = ParamSpec("P")
 T = TypeVar("T")
 POLL_S = 0.25
 BEAT_EVERY_S = 0.5
 START_S = 120.0
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+"""How a child ends that the kernel's out-of-memory killer or a person killed; no decoder ends itself so."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,14 @@ class Child:
         """`function(*args)` in the child, and what it cost.
 
         Raises the function's own SourceError, or SourceError timeout, memory or crashed; any other exception of the
-        function becomes SourceError internal.
+        function becomes SourceError internal. Raises StageError where not the source but this machine is at fault: no
+        child can be started, or there is no space for temporary data.
         """
+        with contextlib.suppress(_KilledError):
+            return self._call(function, *args, **kwargs)
+        return self._call(function, *args, **kwargs)
+
+    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, Usage]:
         answered = False
         try:
             process, pipe = self._running()
@@ -62,7 +72,7 @@ class Child:
                 pipe.send((self._calls, function, args, kwargs))
                 number, kind, value, usage = self._answer(process, pipe)
             except (EOFError, BrokenPipeError, ConnectionResetError):
-                raise SourceError("crashed", _death(process)) from None
+                raise _death(process) from None
             answered = number == self._calls
         finally:
             if not answered:  # also where the caller is interrupted: a late answer must not meet the next call
@@ -71,6 +81,8 @@ class Child:
             raise SourceError("crashed", "the decoding process answered another call")
         if kind == "error":
             raise SourceError(*value)
+        if kind == "full":
+            raise StageError(*value)
         return value, usage
 
     def close(self) -> None:
@@ -97,16 +109,19 @@ class Child:
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
                 )
             self._pipe = Connection(ours.detach())
-            self._wait_until_ready(self._pipe)
+            self._wait_until_ready(self._process, self._pipe)
         return self._process, self._pipe
 
-    def _wait_until_ready(self, pipe: Connection) -> None:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], pipe: Connection) -> None:
         """Let the interpreter start: on a busy machine that takes longer than a short `stall_s`."""
         try:
             if not pipe.poll(START_S) or pipe.recv() != ("ready",):
-                raise SourceError("crashed", f"the decoding process did not start within {START_S:g} s")
+                raise StageError("stage_failed", f"the decoding process did not start within {START_S:g} s")
         except (EOFError, ConnectionResetError):
-            raise SourceError("crashed", "the decoding process could not start") from None
+            death = _death(process)
+            if isinstance(death, _KilledError):
+                raise death from None
+            raise StageError("stage_failed", f"as it started, {death.message}") from None
 
     def _answer(self, process: subprocess.Popen[bytes], pipe: Connection) -> tuple[int, str, Any, Usage]:
         began = heard = time.monotonic()
@@ -151,14 +166,19 @@ class _Beats:
 _beats = _Beats()
 
 
-def _death(process: subprocess.Popen[bytes]) -> str:
+class _KilledError(SourceError):
+    """The child was killed from outside."""
+
+
+def _death(process: subprocess.Popen[bytes]) -> SourceError:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(5)
     code = process.returncode
-    if code is not None and code < 0:
-        names = {s.value: s.name for s in signal.Signals}
-        return f"the decoding process died: {names.get(-code, f'signal {-code}')}"
-    return f"the decoding process died: exit status {code}"
+    if code is None or code >= 0:
+        return SourceError("crashed", f"the decoding process died: exit status {code}")
+    names = {s.value: s.name for s in signal.Signals}
+    kind = _KilledError if code in FROM_OUTSIDE else SourceError
+    return kind("crashed", f"the decoding process died: {names.get(-code, f'signal {-code}')}")
 
 
 def _resident_mb(pid: int) -> float:
@@ -203,6 +223,9 @@ def _serve(descriptor: int, parent: int) -> None:
             kind, value = "error", (error.code, error.message)
         except MemoryError:
             kind, value = "error", ("memory", "no memory left")
+        except OSError as error:
+            full = error.errno in FULL
+            kind, value = "full" if full else "error", ("disk" if full else "internal", f"{type(error).__name__}: {error}")
         except Exception as error:
             kind, value = "error", ("internal", f"{type(error).__name__}: {error}")
         after = resource.getrusage(resource.RUSAGE_SELF)

@@ -6,8 +6,10 @@ ones that run ahead. Items and results are small; what is large goes to the run 
 """
 
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -109,7 +111,8 @@ def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> 
     start_ray(config)
     import ray
 
-    pools = fit(steps, ray.cluster_resources(), len(items))  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    pools = fit(steps, nodes, len(items))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -118,12 +121,15 @@ def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> 
     # Blocks are given as they are (no read task competes for CPUs); one item a block spreads items evenly.
     blocks = min(len(items), 20_000)
     dataset: ray.data.Dataset = ray.data.from_items([{"payload": item} for item in items], override_num_blocks=blocks)
-    for step, (smallest, largest) in zip(steps, pools, strict=True):
+    for step, (smallest, now) in zip(steps, pools, strict=True):
         dataset = dataset.map(
             _actor(step.worker),
             # A pool alone may start whole; pools side by side grow from their minima, or one would starve the next.
+            # A pool grows on when nodes join, as far as there are items.
             compute=ray.data.ActorPoolStrategy(
-                min_size=smallest, max_size=largest, initial_size=largest if len(steps) == 1 else smallest
+                min_size=smallest,
+                max_size=max(smallest, step.pool.max_actors or len(items)),
+                initial_size=now if len(steps) == 1 else smallest,
             ),
             num_cpus=step.pool.cpus,
             num_gpus=step.pool.gpus or None,
@@ -160,27 +166,52 @@ def start_ray(config: EngineConfig) -> None:
     )
 
 
-def fit(steps: Sequence[Step], cluster: dict[str, float], items: int) -> list[tuple[int, int]]:
-    """(smallest, largest) pool sizes for a cluster.
+def fit(steps: Sequence[Step], nodes: Sequence[Mapping[str, float]], items: int) -> list[tuple[int, int]]:
+    """(smallest, largest) pool sizes for a cluster as it is now, whose nodes have these resources.
 
-    All pools' minima must fit side by side: a chain that does not fit would wait for ever, silently. Raises
-    ConfigError with the numbers where even the minima do not.
+    All pools' minima must fit side by side, each actor on one node: a chain that does not fit would wait for ever,
+    silently. Raises ConfigError with the numbers where it does not.
     """
-    needs: Callable[[str], float] = lambda kind: sum(  # noqa: E731
-        s.pool.min_actors * (s.pool.cpus if kind == "CPU" else s.pool.gpus) for s in steps
-    )
-    for kind in ("CPU", "GPU"):
-        have = cluster.get(kind, 0.0)
-        if needs(kind) > have:
-            plan = ", ".join(f"{s.worker.name}: {s.pool.min_actors} x {s.pool.cpus} CPU + {s.pool.gpus} GPU" for s in steps)
-            raise ConfigError(
-                f"the plan needs {needs(kind):g} {kind} at once ({plan}); the cluster has {have:g}. "
-                "Lower engine.*.cpus, or engine.*.min_actors, or add nodes"
-            )
-    spare = cluster.get("CPU", 0.0) - needs("CPU")
+    free = [dict(node) for node in nodes]
+    for step in sorted(steps, key=lambda s: (s.pool.gpus, s.pool.cpus), reverse=True):
+        for _ in range(step.pool.min_actors):
+            node = next((node for node in free if _room(step.pool, node) >= 1), None)
+            if node is None:
+                raise ConfigError(_too_small(steps, nodes))
+            for kind, need in _needs(step.pool).items():
+                node[kind] -= need
     sizes = []
     for step in steps:
-        room = int(spare // step.pool.cpus) if step.pool.cpus else items
-        largest = step.pool.max_actors or min(step.pool.min_actors + room, items)
+        room = step.pool.min_actors + sum(_room(step.pool, node) for node in free)
+        largest = int(min(room, items, step.pool.max_actors or items))
         sizes.append((step.pool.min_actors, max(step.pool.min_actors, largest)))
     return sizes
+
+
+def _needs(pool: PoolConfig) -> dict[str, float]:
+    """What one actor takes of a node, in Ray's units."""
+    needs = {"CPU": pool.cpus, "GPU": pool.gpus, "memory": (pool.memory_gb or 0.0) * 2**30}
+    return {kind: need for kind, need in needs.items() if need}
+
+
+def _room(pool: PoolConfig, node: Mapping[str, float]) -> float:
+    """How many actors there is room for on a node; infinity where one needs nothing."""
+    return min((math.floor(node.get(kind, 0.0) / need + 1e-9) for kind, need in _needs(pool).items()), default=math.inf)
+
+
+def _too_small(steps: Sequence[Step], nodes: Sequence[Mapping[str, float]]) -> str:
+    plan = ", ".join(f"{s.worker.name}: {s.pool.min_actors} x {_said(_needs(s.pool))}" for s in steps)
+    total: Counter[str] = Counter()
+    for step in steps:
+        total.update({kind: step.pool.min_actors * need for kind, need in _needs(step.pool).items()})
+    has = Counter(_said({kind: node.get(kind, 0.0) for kind in total}) for node in nodes)
+    there = ", ".join(f"{n} x {said}" for said, n in has.items())
+    return (
+        f"the plan needs {_said(total)} at once, each actor on one node ({plan}); the cluster has {there or 'no nodes'}. "
+        "Lower engine.*.cpus, memory_gb or min_actors, or add nodes"
+    )
+
+
+def _said(resources: Mapping[str, float]) -> str:
+    cpus, gpus, memory = (resources.get(kind, 0.0) for kind in ("CPU", "GPU", "memory"))
+    return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "") + (f" + {memory / 2**30:.3g} GB" if memory else "")

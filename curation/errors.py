@@ -23,7 +23,7 @@ CODES: dict[str, str] = {
     "memory": "the decoding process went over limits.memory_mb",
     "worker_died": "the worker died each time it was at this source; it was given up after three deaths",
     "crashed": "the decoding process died (a signal, or an abnormal exit)",
-    "disk": "no space, or a read-only place, while writing temporary data",
+    "disk": "no space, or a read-only place, for temporary data: the job ends, and the next one goes on",
     "read_failed": "the storage failed while the source was read",
     "encode_failed": "the cut could not be encoded",
     "frames_missing": "the cut came out with fewer frames than planned",

@@ -60,9 +60,11 @@ class Lock:
         raise NotImplementedError
 
     def refused(self, owner: dict[str, Any]) -> ConfigError:
+        left_s = owner.get("until", 0.0) - time.time()
+        dead = f" (should it be dead: its lease ends in {left_s:.0f} s)" if left_s > 0 else ""
         return ConfigError(
             f"{self.run!r} is being worked on by process {owner.get('pid', '?')} on {owner.get('host', '?')}: "
-            "wait for it, or give another output folder"
+            f"wait for it{dead}, or give another output folder"
         )
 
 

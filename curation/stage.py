@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from curation.errors import SourceError
+from curation.errors import SourceError, StageError
 
 
 @dataclass
@@ -77,6 +77,8 @@ class Stage:
                     self.one(source)
                 except SourceError as error:
                     source.fail(error)
+                except StageError:  # the machine or a store is at fault: another run finds the source as it was
+                    raise
                 except Exception as error:  # the one place where a task's failure becomes a recorded row
                     source.fail(SourceError("internal", f"{self.name}: {type(error).__name__}: {error}"))
                 cost.wall_s += time.perf_counter() - wall

@@ -331,9 +331,9 @@ def local_copy(url: str) -> Iterator[Path]:
 
 
 def _download(url: str) -> Path:
-    target = scratch() / f"source{Path(url).suffix}"
     fs, path = _remote(url)
     try:
+        target = scratch() / f"source{Path(url).suffix}"
         _asked(url, lambda: fs.get_file(path, str(target)))
     except FileNotFoundError as error:
         raise SourceError("missing", f"{url}: no such object") from error
@@ -343,7 +343,7 @@ def _download(url: str) -> Path:
         raise StageError("read_failed", str(error)) from error
     except OSError as error:
         if error.errno in FULL:
-            raise StageError("disk", f"{target}: {error.strerror}") from error
+            raise StageError("disk", f"{tempfile.gettempdir()}: {error.strerror}") from error
         raise SourceError("read_failed", f"{url}: {error}") from error
     return target
 
@@ -353,10 +353,11 @@ SCRATCH = "reelset-scratch-"
 
 @lru_cache(maxsize=1)
 def scratch() -> Path:
-    """This process's folder for temporary files. It goes with the process, or with the next one that sweeps.
+    """This process's folder for temporary files. It goes with the process, or with the next one on this machine.
 
     A lock on the folder says that its owner lives: a process id would mean nothing to another container's processes.
     """
+    _sweep_scratch()
     while True:
         mine = Path(tempfile.mkdtemp(prefix=SCRATCH))
         handle = os.open(mine, os.O_RDONLY)

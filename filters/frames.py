@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.clips import Span
-from curation.errors import SourceError
 
 
 class FramesConfig(BaseModel):
@@ -41,16 +40,13 @@ class Spill:
         self.end = 0
 
     def add(self, rgb: NDArray[np.uint8]) -> tuple[int, int]:
-        """Encode and append a picture (H, W, 3); returns (offset, size). Raises SourceError disk."""
+        """Encode and append a picture (H, W, 3); returns (offset, size)."""
         import cv2
 
         done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, self.quality])
         assert done, "a picture that OpenCV cannot encode"
         place = (self.end, len(jpeg))
-        try:
-            self.file.write(jpeg.tobytes())
-        except OSError as error:
-            raise SourceError("disk", f"temporary file for sampled frames: {error.strerror}") from error
+        self.file.write(jpeg.tobytes())
         self.end += len(jpeg)
         return place
 

@@ -165,7 +165,7 @@ def write_unit(run: str, unit: str, sources: Sequence[Source]) -> Item:
         "clips": len(clips),
         "video_s": sum(s.row["duration_s"] or 0.0 for s in sources),
         "cpu_s": sum(row["cpu_s"] for row in costs.values()),
-        "errors": [_error(s) for s in sources if s.row["error_code"]],
+        "in_error": [_error(s) for s in sources if s.row["error_code"]],
     }
 
 

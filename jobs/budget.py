@@ -1,5 +1,6 @@
 """The error budget: how many sources may be in error before a run is stopped, and what is said of them then."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,16 +34,16 @@ class Budget:
         self.codes: Counter[str] = Counter()
         self.example: dict[str, dict[str, Any]] = {}
 
-    def read(self) -> None:
-        """Add the sources that the run folder has."""
-        for table in _each(self.run, "sources", lambda file: pq.read_table(file, columns=COLUMNS)):
+    def read(self, units: Sequence[str] | None = None) -> None:
+        """Add the sources of these analyzed units, as their tables say; of all without `units`."""
+        for table in _each(self.run, "sources", lambda file: pq.read_table(file, columns=COLUMNS), units):
             self.states.update(table["status"].to_pylist())
             self._note(table.filter(table["error_code"].is_valid()).to_pylist())
 
     def spend(self, result: dict[str, Any]) -> None:
         """Add the sources of one more analyzed unit (the result of `analyze.write_unit`)."""
         self.states.update({state: result[state] for state in ("ok", "rejected", "error")})
-        self._note(result["errors"])
+        self._note(result["in_error"])
 
     def _note(self, errors: Sequence[dict[str, Any]]) -> None:
         for row in errors:
@@ -76,6 +77,11 @@ class Budget:
             f"; {rest} sources were not looked at any more" if rest else ""
         )
 
+    @property
+    def hint(self) -> str:
+        """How to look at a source of the table again."""
+        return f"look at one again: reelset inspect {shlex.quote(self.run)} --replay SOURCE_ID"
+
     def table(self) -> "Table":
         """The error codes, most frequent first, each with its share, its meaning and one source to look at."""
         shown = new_table("code", "sources", "share", "meaning", "for example", title="Sources in error")
@@ -86,8 +92,8 @@ class Budget:
         return shown
 
 
-def _each(run: str, table: str, read: Callable[[BinaryIO], T]) -> Iterator[T]:
-    """What `read` takes from each file of a table, in the order of their names."""
+def _each(run: str, table: str, read: Callable[[BinaryIO], T], units: Sequence[str] | None = None) -> Iterator[T]:
+    """What `read` takes from the file of each unit (or of these units) of a table, in order."""
     folder = storage.join(run, table)
 
     def one(name: str) -> T:
@@ -95,4 +101,4 @@ def _each(run: str, table: str, read: Callable[[BinaryIO], T]) -> Iterator[T]:
             return read(file)
 
     with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(one, storage.names(folder, ".parquet"))
+        yield from pool.map(one, storage.names(folder, ".parquet") if units is None else [f"{u}.parquet" for u in units])

@@ -122,17 +122,31 @@ def report(run: Run) -> None:
 @app.command()
 def status(run: Run) -> None:
     """How far a run is, live or dead, read from its folder."""
-    from jobs import inspect
+    from jobs import status as job
 
-    _print(lambda: inspect.status(_place(run)))
+    _print(lambda: job.status(_place(run)))
 
 
 @app.command("inspect")
-def inspect_(run: Run, id: Annotated[str, typer.Argument(metavar="ID", help="A clip_id or source_id.")]) -> None:
+def inspect_(
+    run: Run,
+    id: Annotated[str | None, typer.Argument(metavar="ID", help="A clip_id or source_id.")] = None,
+    replay: Annotated[
+        str | None, typer.Option(metavar="SOURCE_ID", help="Measure this source again; 0 where it comes out the same, else 1.")
+    ] = None,
+) -> None:
     """One clip's or source's whole story: what was measured, each rule's verdict, where its sample is."""
     from jobs import inspect
+    from jobs import replay as job
 
-    _print(lambda: inspect.story(_place(run), id))
+    if (id is None) == (replay is None):
+        raise ConfigError("inspect takes one thing: the ID of a clip or source, or --replay SOURCE_ID")
+    if replay is None:
+        _print(lambda: inspect.story(_place(run), str(id)))
+        return
+    again = job.replay(_place(run), replay)
+    _print(again.page)
+    raise typer.Exit(0 if again.equal else 1)
 
 
 @app.command()

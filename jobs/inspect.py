@@ -1,8 +1,7 @@
-"""Questions to a run folder: its tables as DuckDB views, one clip's or source's story, progress, and SQL of the user's."""
+"""Questions to a run folder: its tables as DuckDB views, one clip's or source's story, and SQL of the user's."""
 
 import csv as csv_format
 import io
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -41,8 +40,8 @@ FOLDERS = {"selection": ("subset",), "produced": ("subset",), "embeddings": ("mo
 SHOWN_ROWS = 1000
 
 
-def connect(run: str) -> "duckdb.DuckDBPyConnection":
-    """A DuckDB connection with one view for each table of the run, local or remote; nothing is loaded.
+def connect(run: str, names: Sequence[str] = (*TABLES, *LATER, "shards")) -> "duckdb.DuckDBPyConnection":
+    """A DuckDB connection with one view for each table of the run (or of `names`), local or remote; nothing is loaded.
 
     `selection` and `produced` have a column `subset`; `shards` has the shards' own indexes with `subset`, `split`,
     `bucket` and `shard` (`<split>/<bucket>/shard-000000`). Raises ConfigError where `run` is no run folder.
@@ -59,7 +58,7 @@ def connect(run: str) -> "duckdb.DuckDBPyConnection":
 
         connection.register_filesystem(fsspec.filesystem(run.split("://", 1)[0]))
     connection.execute("CREATE SCHEMA declared")
-    for name in (*TABLES, *LATER, "shards"):
+    for name in names:
         _view(connection, run, name)
     return connection
 
@@ -234,7 +233,10 @@ def _source_story(
     connection: "duckdb.DuckDBPyConnection", source: dict[str, Any], lists: Sequence[SubsetConfig]
 ) -> "list[RenderableType]":
     cuts = {"hard cuts": len(source["cut_frames"] or []), "gradual transitions": len(source["gradual"] or [])}
-    shown: list[RenderableType] = [_facts(f"source {source['source_id']}", _source_facts(source) | cuts), *_errors(source)]
+    shown: list[RenderableType] = [
+        facts_table(f"source {source['source_id']}", _source_facts(source) | cuts),
+        *_errors(source),
+    ]
     if source["cut_frames"]:
         shown.append(_cuts(source))
     shown.append(_verdicts(connection, "sources", "source_id", source, lists))
@@ -247,14 +249,14 @@ def _source_story(
     )
     table = new_table("clip", "from s", "to s", "status", "verdicts", title="Its clips")
     for row in decided:
-        table.add_row(*texts(row["clip_id"], _number(row["start_s"]), _number(row["end_s"]), row["status"], row["verdicts"]))
+        table.add_row(*texts(row["clip_id"], number(row["start_s"]), number(row["end_s"]), row["status"], row["verdicts"]))
     return [*shown, table]
 
 
 def _cuts(source: dict[str, Any]) -> "Table":
     table = new_table("transition", "frame", "time s", title="Where shots change")
     for frame, time_s in zip(source["cut_frames"], source["cut_times_s"] or [], strict=False):
-        table.add_row(*texts("hard cut", frame, _number(time_s)))
+        table.add_row(*texts("hard cut", frame, number(time_s)))
     for span in source["gradual"] or []:
         table.add_row(*texts(span["kind"], f"{span['start']} to {span['end']}", ""))
     return table
@@ -265,16 +267,16 @@ def _clip_story(
 ) -> "list[RenderableType]":
     source = rows(connection, "SELECT * FROM sources WHERE source_id = ? LIMIT 1", [clip["source_id"]])[0]
     frames = rows(connection, "SELECT count(*) AS n FROM frames WHERE clip_id = ?", [clip["clip_id"]])[0]["n"]
-    span = f"{_number(clip['start_s'])} to {_number(clip['end_s'])} s, frames {clip['start_frame']} to {clip['end_frame']}"
-    facts = {"path": clip["path"], "span": span, "size": f"{clip['width']} x {clip['height']}", "fps": _number(clip["fps"])}
+    span = f"{number(clip['start_s'])} to {number(clip['end_s'])} s, frames {clip['start_frame']} to {clip['end_frame']}"
+    facts = {"path": clip["path"], "span": span, "size": f"{clip['width']} x {clip['height']}", "fps": number(clip["fps"])}
     facts |= {"frames": clip["frames"], "status": clip["status"], "kept frames": frames}
     scores = {k: clip[k] for k in (*CLIP_SCORES, "camera")}
     return [
-        _facts(f"clip {clip['clip_id']}", facts),
+        facts_table(f"clip {clip['clip_id']}", facts),
         *_errors(clip),
-        _facts(f"source {source['source_id']}", _source_facts(source)),
+        facts_table(f"source {source['source_id']}", _source_facts(source)),
         *_errors(source),
-        _facts("Scores", {k: "unmeasured" if v is None else v for k, v in scores.items()}),
+        facts_table("Scores", {k: "unmeasured" if v is None else v for k, v in scores.items()}),
         _verdicts(connection, "sources", "source_id", source, lists if clip["kind"] == "video" else ()),
         _verdicts(connection, "clips", "clip_id", clip, lists),
         _places(connection, clip["clip_id"]),
@@ -295,11 +297,12 @@ def _errors(row: dict[str, Any]) -> "list[RenderableType]":
     return [Text(f"error {code}: {CODES.get(code, 'unknown code')}. {printable(row['error_message'] or '')}", style="red")]
 
 
-def _facts(title: str, facts: dict[str, Any]) -> "Table":
+def facts_table(title: str, facts: dict[str, Any]) -> "Table":
+    """A table of names and values."""
     table = new_table("", "", title=title)
     table.show_header = False
     for key, value in facts.items():
-        table.add_row(*texts(key, _number(value) if isinstance(value, float) else value))
+        table.add_row(*texts(key, number(value) if isinstance(value, float) else value))
     return table
 
 
@@ -317,7 +320,7 @@ def _verdicts(
             verdict = rows(connection, f"SELECT {_verdict_sql(rule)} AS v FROM {view} WHERE {key} = ? LIMIT 1", [row[key]])[0][
                 "v"
             ]
-            values = ", ".join(f"{c} {_number(row[c])}" for c in rule.columns)
+            values = ", ".join(f"{c} {number(row[c])}" for c in rule.columns)
             table.add_row(*texts(subset.name, rule.text), Text(verdict, style=colours[verdict]), *texts(values))
     return table if table.row_count else Text("")
 
@@ -351,64 +354,8 @@ def _places(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "Table":
     return table
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A value as a table shows it: six digits, null for None."""
     if value is None:
         return "null"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def status(run: str) -> "RenderableType":
-    """How far a run is, from its folder alone: units, sources, errors, selections, shards, and its last event."""
-    from rich.console import Group
-
-    units = len(storage.names(storage.join(run, "units"), ".parquet"))
-    done = len(storage.names(storage.join(run, "sources"), ".parquet"))
-    with connect(run) as connection:
-        states = dict(connection.execute("SELECT status, count(*) FROM sources GROUP BY 1").fetchall())
-        listed = connection.execute("SELECT count(*) FROM units").fetchall()[0][0]
-        codes = rows(connection, ERRORS)
-        progress = rows(connection, PROGRESS)
-    facts = {
-        "units": f"{done} of {units} analyzed",
-        "sources": f"{sum(states.values())} of {listed} = "
-        + " + ".join(f"{states.get(s, 0)} {s}" for s in ("ok", "rejected", "error")),
-        "last event": _last_event(run),
-    }
-    shown: list[RenderableType] = [_facts(run, facts)]
-    if progress:
-        table = new_table("subset", "clips", "kept", "shards written", "samples failed", title="Subsets")
-        for row in progress:
-            shards = f"{row['done']} of {row['planned']}"
-            table.add_row(*texts(row["subset"], row["clips"], row["kept"], shards, row["failed"]))
-        shown.append(table)
-    if codes:
-        table = new_table("code", "sources", "meaning", title="Errors")
-        for row in codes:
-            table.add_row(*texts(row["error_code"], row["n"], CODES.get(row["error_code"], "")))
-        shown.append(table)
-    return Group(*shown)
-
-
-ERRORS = "SELECT error_code, count(*) AS n FROM sources WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY n DESC, 1"
-"""Sources in error, a row a code."""
-PROGRESS = """
-    WITH s AS (SELECT subset, count(*) AS clips, count(*) FILTER (kept) AS kept, count(DISTINCT shard) AS planned
-               FROM selection GROUP BY 1),
-         p AS (SELECT subset, count(DISTINCT shard) AS done, count(*) FILTER (status <> 'ok') AS failed
-               FROM produced GROUP BY 1)
-    SELECT s.*, coalesce(p.done, 0) AS done, coalesce(p.failed, 0) AS failed
-    FROM s LEFT JOIN p USING (subset) ORDER BY s.subset"""
-"""Clips, kept, and shards planned and written, a row a subset."""
-
-
-def _last_event(run: str) -> str:
-    folder = storage.join(run, "events")
-    for name in reversed(storage.names(folder, ".jsonl")):
-        lines = storage.read_bytes(storage.join(folder, name)).decode("utf-8", "replace").splitlines()
-        for line in reversed(lines):
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that a killed process was writing
-            return f"{event.get('event')} at {event.get('time')}"
-    return "none"

@@ -8,7 +8,6 @@ after any kind of death goes on where it stopped. Near-duplicates, concepts and 
 `analyze` and `cut`; a run has no such tables until those parts exist, and its report says so.
 """
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -142,8 +141,8 @@ def outcome(folder: str, config: Config, events: Events) -> int:
     if not budget.over:
         return 0
     events.show(budget.table())
-    events.say(budget.verdict)
-    events.say(f"look at one: reelset inspect {shlex.quote(folder)} --replay SOURCE_ID; go on: raise error_budget, run again")
+    events.say(budget.hint)
+    events.say(f"{budget.verdict}. What is done stays: raise error_budget and run again to go on")
     return 3
 
 

@@ -149,7 +149,7 @@ class CutUnits:
             source = known[wanted[0][0]][1]
             shape = {name: source[name] for name in ("pixel_aspect", "rotation")}
             cuts = [_cut(known[clip_id][0] | shape, times.get(source_id), bucket_class) for clip_id, bucket_class in wanted]
-            with tempfile.TemporaryDirectory(prefix="reelset-cut-") as folder:
+            with tempfile.TemporaryDirectory(prefix="cut-", dir=storage.scratch()) as folder:
                 for made, cut in zip(self.make(urls[source["path"]], source, cuts, folder), cuts, strict=True):
                     yield made, _facts(cut)
 

@@ -95,6 +95,7 @@ def gather(connection: "duckdb.DuckDBPyConnection", run: str) -> dict[str, Any]:
 
 HELD = (
     "SET memory_limit = '2GB'",
+    "SET preserve_insertion_order = false",
     """CREATE TEMP TABLE sources AS SELECT source_id, unit, path, kind, container, video_codec, duration_s, width, height,
               status, reason, error_code, error_message FROM sources""",
     "CREATE TEMP TABLE clips AS FROM clips",

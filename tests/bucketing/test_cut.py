@@ -292,3 +292,18 @@ def test_a_rectangle_of_the_shown_picture_in_the_stored_one(rotation: int) -> No
 
 def test_facts_are_plain() -> None:
     assert vars(Facts(1, None, 256, 256)) == {"frames": 1, "fps": None, "width": 256, "height": 256}
+
+
+@pytest.mark.parametrize("name", ["000000.mp4", "000000.webp"])
+def test_a_full_disk_is_no_fault_of_the_sample(tmp_path: Path, name: str) -> None:
+    from PIL import Image
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        if name.endswith("mp4"):
+            one(make_video(tmp_path / "a.mp4", marked(336, 192), 140, fps=30), tmp_path / "out")
+        else:
+            Image.fromarray(marked(336, 192)(0)).save(tmp_path / "i.png")
+            cut = Cut("i", 0, 1, np.zeros(1), 0.0, choose({"kind": "image", "frames": 1, "width": 336, "height": 192}, 256))
+            cut_image(str(tmp_path / "i.png"), [cut], EncodeConfig(), LIMITS, str(tmp_path / "out"))

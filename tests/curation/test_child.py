@@ -5,11 +5,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from curation import child
-from curation.errors import SourceError
+from curation.errors import SourceError, StageError
 from curation.media import MediaLimits
 
 QUICK = MediaLimits(stall_s=2.0, source_s=5.0, memory_mb=400)
@@ -71,6 +72,18 @@ def out_of_memory() -> None:
 def die_by(number: int) -> None:
     os.kill(os.getpid(), number)
     time.sleep(5)
+
+
+def die_on_the_first_try(mark: str, number: int) -> str:
+    if not Path(mark).exists():
+        Path(mark).touch()
+        die_by(number)
+    return "alive"
+
+
+def write_to_a_full_disk() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(b"x")
 
 
 def burn() -> None:
@@ -137,6 +150,49 @@ def test_what_ends_a_call_is_told_apart(worker: child.Child) -> None:
         worker.call(die_by, signal.SIGABRT)
     with pytest.raises(SourceError, match=f"crashed: the decoding process died: signal {signal.SIGRTMIN + 3}"):
         worker.call(die_by, signal.SIGRTMIN + 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_death_from_outside_is_not_the_sources(worker: child.Child, tmp_path: Path, number: int) -> None:
+    assert worker.call(die_on_the_first_try, str(tmp_path / "mark"), number)[0] == "alive"
+    with pytest.raises(SourceError, match=f"crashed: the decoding process died: {signal.Signals(number).name}"):
+        worker.call(die_by, number)
+
+
+def test_a_crash_is_not_tried_again(worker: child.Child, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="crashed: the decoding process died: SIGSEGV"):
+        worker.call(die_on_the_first_try, str(tmp_path / "mark"), signal.SIGSEGV)
+
+
+def test_a_child_killed_between_calls_or_while_it_starts_costs_nothing(
+    worker: child.Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.call(double, 1)
+    assert worker._process is not None
+    worker._process.kill()
+    assert worker.call(double, 2)[0] == 4
+    worker.close()
+    start = subprocess.Popen
+
+    def killed_at_once(*args: Any, **kwargs: Any) -> "subprocess.Popen[bytes]":
+        monkeypatch.undo()
+        begun = start(*args, **kwargs)
+        begun.kill()
+        return begun
+
+    monkeypatch.setattr(subprocess, "Popen", killed_at_once)
+    assert worker.call(double, 3)[0] == 6
+
+
+def test_a_child_that_cannot_start_or_has_no_space_blames_no_source(
+    worker: child.Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StageError, match=r"disk: OSError: .*No space left"):
+        worker.call(write_to_a_full_disk)
+    worker.close()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(StageError, match="stage_failed: as it started, the decoding process died: exit status 1"):
+        worker.call(double, 1)
 
 
 def test_progress_keeps_it_alive_up_to_the_whole_limit(worker: child.Child) -> None:

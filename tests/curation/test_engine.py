@@ -35,12 +35,35 @@ def test_inline_runs_every_worker_in_turn_and_closes_them() -> None:
 
 
 def test_a_plan_that_fits_takes_what_is_left_over() -> None:
-    assert fit(steps(1), {"CPU": 8.0}, items=100) == [(1, 8)]
-    assert fit(steps(1), {"CPU": 8.0}, items=3) == [(1, 3)]
-    assert fit(steps(1, 0.5), {"CPU": 2.0}, items=100) == [(1, 1), (1, 2)]
+    assert fit(steps(1), [{"CPU": 8.0}], items=100) == [(1, 8)]
+    assert fit(steps(1), [{"CPU": 8.0}], items=3) == [(1, 3)]
+    assert fit(steps(1, 0.5), [{"CPU": 2.0}], items=100) == [(1, 1), (1, 2)]
+    assert fit(steps(0.1), [{"CPU": 0.3}], items=100) == [(1, 3)]
+    assert fit(steps(1, 1), [{"CPU": 1.5}, {"CPU": 2.5}, {}], items=100) == [(1, 2), (1, 2)]
+    assert fit(needy(max_actors=2), [{"CPU": 4.0}], items=100) == [(1, 2)]
+    assert fit(needy(max_actors=9), [{"CPU": 4.0}], items=100) == [(1, 4)]
+    assert fit(steps(0), [{"CPU": 1.0}], items=7) == [(1, 7)]
+    assert fit(steps(1, gpus=0.5), [{"CPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}], items=7) == [(1, 2)]
 
 
-@pytest.mark.parametrize("kind,chain", [("CPU", steps(1, 1, 1)), ("GPU", steps(1, gpus=1.0)), ("CPU", steps(1, least=3))])
-def test_a_plan_that_would_wait_for_ever_is_refused_with_the_numbers(kind: str, chain: list[Step]) -> None:
-    with pytest.raises(ConfigError, match=rf"needs \d {kind} at once .* the cluster has"):
-        fit(chain, {"CPU": 2.0}, items=10)
+def needy(**pool: float) -> list[Step]:
+    return [Step(Double(), PoolConfig(**pool))]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "chain,nodes,needs,has",
+    [
+        (steps(1, 1, 1), [{"CPU": 2.0}], "3 CPU", "1 x 2 CPU"),
+        (steps(1, gpus=1.0), [{"CPU": 2.0}], r"1 CPU \+ 1 GPU", "1 x 2 CPU"),
+        (steps(1, least=3), [{"CPU": 2.0}], "3 CPU", "1 x 2 CPU"),
+        (steps(1.5), [{"CPU": 1.0}, {"CPU": 1.0}], "1.5 CPU", "2 x 1 CPU"),
+        (steps(1, 1), [{"CPU": 1.5}, {"CPU": 0.5}], "2 CPU", "1 x 1.5 CPU, 1 x 0.5 CPU"),
+        (needy(memory_gb=4.0), [{"CPU": 2.0, "memory": 2.0 * 2**30}], r"1 CPU \+ 4 GB", r"1 x 2 CPU \+ 2 GB"),
+        (steps(1), [], "1 CPU", "no nodes"),
+    ],
+)
+def test_a_plan_that_would_wait_for_ever_is_refused_with_the_numbers(
+    chain: list[Step], nodes: list[dict[str, float]], needs: str, has: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"needs {needs} at once, .*; the cluster has {has}\. "):
+        fit(chain, nodes, items=10)

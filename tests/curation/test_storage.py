@@ -93,6 +93,15 @@ def test_scratch_folders_go_with_their_owners(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in tmp_path.iterdir()] == [foreign.name]
 
 
+def test_a_worker_started_again_removes_what_its_forerunner_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"{storage.SCRATCH}dead" / "cut-x").mkdir(parents=True)
+    storage.scratch.cache_clear()
+    mine = storage.scratch()
+    assert list(tmp_path.iterdir()) == [mine]
+    storage.scratch.cache_clear()
+
+
 class Shaky(MemoryFileSystem):
     """A store that fails as often as `troubles` has errors for it."""
 

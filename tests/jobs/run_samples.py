@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from rich.console import Console, RenderableType
 
 from curation import run_folder
 from curation.sources import UNITS
@@ -23,6 +24,20 @@ SUBSET = {
     "image_rules": ["border_frac < 0.02"],
 }
 SHARD = "train/v256-16x9-f128/shard-000000"
+
+
+def shown(what: RenderableType) -> str:
+    """What a terminal of 200 columns shows."""
+    file = io.StringIO()
+    Console(width=200, file=file).print(what)
+    return file.getvalue()
+
+
+def row_of(page: str, *words: str) -> str:
+    """The one line of a page that has all these words."""
+    found = [line for line in page.splitlines() if all(word in line for word in words)]
+    assert len(found) == 1, (words, page)
+    return found[0]
 
 
 def jpeg(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (640, 360)) -> bytes:

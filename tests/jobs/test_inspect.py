@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console, RenderableType
 
 from curation import storage
 from curation.errors import ConfigError
 from curation.tables import SOURCES
 from jobs import inspect
-from tests.jobs.run_samples import NASTY, make_run
+from tests.jobs.run_samples import NASTY, make_run, row_of, shown
 
 FIRST = "0000000000000001_0000000_0000180"
 
@@ -26,20 +25,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, 
 @pytest.fixture(scope="module")
 def run(made: tuple[str, list[dict[str, Any]]]) -> str:
     return made[0]
-
-
-def shown(what: RenderableType) -> str:
-    """What a terminal of 200 columns shows."""
-    file = io.StringIO()
-    Console(width=200, file=file).print(what)
-    return file.getvalue()
-
-
-def row_of(page: str, *words: str) -> str:
-    """The one line of a page that has all these words."""
-    found = [line for line in page.splitlines() if all(word in line for word in words)]
-    assert len(found) == 1, (words, page)
-    return found[0]
 
 
 def test_a_clips_story_has_its_measures_verdicts_and_place(run: str) -> None:
@@ -114,23 +99,6 @@ def test_text_of_others_is_neither_markup_nor_a_terminal_command(run: str) -> No
     story = shown(inspect.story(run, "hung.mp4"))
     assert "\\x1b[31mno progress" in story
     assert "\x1b" not in answer + story
-
-
-def test_status_counts_what_is_on_disk(run: str) -> None:
-    page = shown(inspect.status(run))
-    assert "1 of 1 analyzed" in row_of(page, "units")
-    assert "7 of 7 = 3 ok + 2 rejected + 2 error" in page
-    assert row_of(page, "small").split() == ["small", "6", "2", "1", "of", "2", "0"]
-    assert "the file has zero bytes" in row_of(page, "empty")
-    assert "unit at 2026-01-01" in row_of(page, "last event"), "the line that a kill cut short is passed over"
-
-
-def test_status_of_a_run_that_has_only_begun(run: str, tmp_path: Path) -> None:
-    for part in ("run.json", "units/unit-000000.parquet"):
-        storage.write_bytes(str(tmp_path / part), (Path(run) / part).read_bytes())
-    page = shown(inspect.status(str(tmp_path)))
-    assert "0 of 1 analyzed" in page and "0 of 7 = 0 ok + 0 rejected + 0 error" in page
-    assert "none" in row_of(page, "last event")
 
 
 def test_sql_answers_with_a_table(run: str) -> None:
@@ -208,6 +176,6 @@ def test_a_manifests_columns_are_there(tmp_path: Path) -> None:
 
 
 def test_no_run_folder_is_said(tmp_path: Path) -> None:
-    for ask in (inspect.status, lambda run: inspect.sql(run, "SELECT 1"), lambda run: inspect.story(run, "x")):
+    for ask in (lambda run: inspect.sql(run, "SELECT 1"), lambda run: inspect.story(run, "x")):
         with pytest.raises(ConfigError, match="is no run folder"):
             ask(str(tmp_path))

@@ -11,6 +11,7 @@ from rich.console import Console
 from curation.errors import ConfigError
 from jobs import inspect
 from jobs.report import write_report
+from jobs.status import status
 from jobs.what_if import what_if
 from tests.jobs.run_samples import SUBSET, make_run
 
@@ -70,7 +71,7 @@ def test_a_run_in_an_object_store(tmp_path: Path) -> None:
     memory.pipe("/bucket/secret.csv", b"a\n1\n")
     place = "memory://bucket/run"
     assert inspect.sql(place, "SELECT count(*) AS n FROM clips", csv=True) == "n\n6\n"
-    assert "3 ok + 2 rejected + 2 error" in text(inspect.status(place))
+    assert "3 ok + 2 rejected + 2 error" in text(status(place))
     assert "6 = 2 kept + 3 dropped + 1 error" in memory.cat(write_report(place)).decode()
     with pytest.raises(ConfigError, match="Permission Error"):
         inspect.sql(place, "SELECT * FROM 'memory://bucket/secret.csv'")

@@ -1,0 +1,141 @@
+"""A run whose input and folder are in an object store, against a real S3 server on this machine."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from curation import lock, storage
+from jobs import pipeline
+from tests.faults.store import Store
+from tests.jobs.conftest import settings
+
+pytest.importorskip("moto", reason="the S3 server comes with the extra `dev`")
+pytest.importorskip("s3fs", reason="the S3 client comes with the extra `s3`")
+
+ROOT = Path(__file__).parent.parent.parent
+INPUT, BUCKET = "s3://films/in", "films"
+PROMISED = ("sources", "clips", "series", "frames", "selection", "produced", "shards")
+JOB = (
+    "import sys; from jobs import pipeline; from tests.jobs.conftest import settings;"
+    "sys.exit(pipeline.run(sys.argv[1], sys.argv[2], settings()))"
+)
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A server with the small corpus in it; this process's own client goes past the door."""
+    import boto3
+
+    store = Store(tmp_path_factory.mktemp("store"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (store.env() | {"AWS_ENDPOINT_URL": store.direct}).items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=BUCKET)
+        for file in corpus.iterdir():
+            client.upload_file(str(file), BUCKET, f"in/{file.name}")
+        yield store
+    store.stop()
+
+
+@pytest.fixture
+def start(store: Store) -> Iterator[Start]:
+    """Starts a driver that comes through the door; none outlives its test."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(run: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", JOB, f"{INPUT}/manifest.csv", run]
+        begun.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | store.env(), stderr=subprocess.PIPE, text=True))
+        return begun[-1]
+
+    yield start
+    store.refuse_share, store.bytes_per_s = 0.0, None
+    for driver in begun:
+        driver.kill()
+        driver.communicate()
+
+
+@pytest.fixture(scope="module")
+def on_disk(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The promised files of the same run on a disk, by name."""
+    run = tmp_path_factory.mktemp("runs") / "disk"
+    assert pipeline.run(str(corpus / "manifest.csv"), str(run), settings()) == 0
+    return fingerprints(str(run))
+
+
+def fingerprints(run: str) -> dict[str, str]:
+    """Every file that must come out the same, by its name within the run."""
+    files = [url for part in PROMISED for url in storage.walk(storage.join(run, part))]
+    return {url.removeprefix(run): hashlib.sha256(storage.read_bytes(url)).hexdigest() for url in files}
+
+
+def written(run: str) -> dict[str, object]:
+    """When each object of the run was put."""
+    import s3fs
+
+    client = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+    return {name: facts["LastModified"] for name, facts in client.find(run, detail=True).items()}
+
+
+def ended(driver: "subprocess.Popen[str]") -> str:
+    """What a driver said, which must have ended well."""
+    _, said = driver.communicate(timeout=200)
+    assert driver.returncode == 0, said
+    return said
+
+
+def test_throttled_and_slow_the_bytes_are_those_of_a_disk(store: Store, start: Start, on_disk: dict[str, str]) -> None:
+    store.refuse_share, store.bytes_per_s = 0.15, 4e6
+    before = store.requests["503"]
+    ended(start("s3://films/throttled"))
+    assert store.requests["503"] > before + 5, "the store refused indeed"
+    assert fingerprints("s3://films/throttled") == on_disk
+    assert not storage.exists("s3://films/throttled/cuts") and not storage.exists("s3://films/throttled/.lock")
+
+
+@pytest.mark.parametrize("milestone", ["sources", "cuts"])
+def test_a_killed_driver_is_gone_on_from(start: Start, on_disk: dict[str, str], milestone: str) -> None:
+    run = f"s3://films/killed-{milestone}"
+    driver = start(run)
+    deadline = time.monotonic() + 100
+    while not storage.names(f"{run}/{milestone}") and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    done = [name for name in written(run) if "/sources/" in name]
+    when = written(run)
+    assert done, "killed too early to show anything"
+    second = start(run)
+    _, said = second.communicate(timeout=100)
+    assert second.returncode and "is being worked on by process" in said and "its lease ends in" in said
+    owner = json.loads(storage.read_bytes(f"{run}/{lock.NAME}"))
+    storage.write_bytes(f"{run}/{lock.NAME}", json.dumps(owner | {"until": 0.0}).encode())
+    ended(start(run))
+    assert fingerprints(run) == on_disk
+    assert {name: written(run)[name] for name in done} == {name: when[name] for name in done}, "done units are not done again"
+
+
+def test_an_upload_that_was_cut_short_is_never_seen(store: Store) -> None:
+    url = "s3://films/partial/large"
+    code = (
+        "import sys; from curation import storage; print('go', flush=True); storage.write_bytes(sys.argv[1], bytes(60 << 20))"
+    )
+    store.bytes_per_s = 4e6
+    command = [sys.executable, "-c", code, url]
+    writer = subprocess.Popen(command, cwd=ROOT, env=os.environ | store.env(), stdout=subprocess.PIPE)
+    assert writer.stdout is not None and writer.stdout.readline() == b"go\n"
+    time.sleep(3)  # of fifteen that the upload takes
+    assert writer.poll() is None
+    writer.kill()
+    writer.communicate()
+    store.bytes_per_s = None
+    assert not storage.exists(url) and storage.names("s3://films/partial") == []

@@ -134,7 +134,8 @@ def _folder(root: Path) -> Listing:
 def _entry(root: Path, file: Path, kind: str) -> Listed:
     """One file of a folder; a link that leaves the corpus and anything that is no plain file become error rows."""
     try:
-        if file.is_symlink() and not file.resolve().is_relative_to(root):
+        # Not `Path.resolve`: it raises RuntimeError on links in a circle.
+        if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(root):
             return _local(root, file, None, kind, "unreadable", "a symbolic link that leaves the corpus")
         info = file.stat()
     except OSError as error:

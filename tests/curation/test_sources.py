@@ -45,11 +45,12 @@ def test_links_and_pipes_are_rows_with_a_code(tmp_path: Path) -> None:
     (corpus / "out.mp4").symlink_to(tmp_path / "secret.mp4")
     (corpus / "dead.mp4").symlink_to(corpus / "nowhere.mp4")
     (corpus / "ok.mp4").symlink_to(corpus / "inside.mp4")
+    (corpus / "circle.mp4").symlink_to(corpus / "circle.mp4")
     os.mkfifo(corpus / "pipe.mp4")
     found = {s.path: (s.error_code, s.error_message) for s in list_input(str(corpus)).sources}
     assert found["inside.mp4"] == found["ok.mp4"] == (None, None)
     assert found["out.mp4"][0] == "unreadable" and "leaves the corpus" in str(found["out.mp4"][1])
-    assert found["dead.mp4"][0] == "missing"
+    assert found["dead.mp4"][0] == "missing" and found["circle.mp4"][0] == "unreadable"
     assert found["pipe.mp4"] == ("unreadable", "not a regular file")
 
 

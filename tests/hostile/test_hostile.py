@@ -1,0 +1,183 @@
+"""The whole hostile corpus through real jobs: a row each, the right code, bounded cost, nothing else opened or called."""
+
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from curation import storage
+from tests.hostile import corpus
+from tests.media_samples import make_video, moving
+
+pytestmark = pytest.mark.hostile
+
+ROOT = Path(__file__).parent.parent.parent
+REELSET = [sys.executable, "-m", "jobs.cli"]
+STALL_S, MEMORY_MB = 20.0, 1500.0
+SUBSET = {"name": "all", "bucket_class": 256, "source_rules": [], "clip_rules": ["duration_s > 0"], "image_rules": []}
+
+
+class Listener(http.server.ThreadingHTTPServer):
+    """Hears who asks."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        super().__init__(("127.0.0.1", 0), _Answer)
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent."""
+
+
+class Job:
+    """What a job over the corpus left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run = folder, folder / "run"
+        canary = make_video(folder / "canary.mp4", moving(320, 192, seed=9), 30, 15)
+        self.listener = Listener()
+        threading.Thread(target=self.listener.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{self.listener.server_address[1]}"
+        (folder / "in").mkdir()
+        self.files = {storage.escape(f.path): f for f in corpus.write(folder / "in", canary, address)}
+        self.config = folder / "config.yaml"
+        limits = {"stall_s": STALL_S, "memory_mb": MEMORY_MB}
+        tree = {"text": {"enabled": False}, "subsets": [SUBSET], "units": {"size": 1}, "limits": limits}
+        self.config.write_text(yaml.safe_dump(tree))
+        self.said = reelset(
+            "run", "--input", folder / "in", "--output", self.run, "--config", self.config, "--engine", "inline"
+        )
+        self.rows = {r["path"]: r for r in storage.read_table(str(self.run / "sources")).to_pylist()}
+        self.costs = defaultdict(lambda: {"wall_s": 0.0, "peak_mb": 0.0})
+        for cost in storage.read_table(str(self.run / "costs")).to_pylist():
+            mine = self.costs[cost["unit"]]
+            mine["wall_s"] += cost["wall_s"]
+            mine["peak_mb"] = max(mine["peak_mb"], cost["peak_mb"])
+
+
+def reelset(*words: object, trace: Path | None = None) -> "subprocess.CompletedProcess[bytes]":
+    """Run the command line; its output as bytes."""
+    before = ["strace", "-f", "-qq", "-e", "trace=open,openat,connect", "-o", str(trace)] if trace else []
+    command = [*before, *REELSET, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=900, env=os.environ | {"COLUMNS": "160"})
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    job = Job(tmp_path_factory.mktemp("hostile"))
+    yield job
+    job.listener.shutdown()
+
+
+def test_every_file_is_a_row_with_a_right_code(job: Job) -> None:
+    assert job.said.returncode == 0, job.said.stderr.decode(errors="replace")[-2000:]
+    assert len(job.files) >= 300
+    assert set(job.rows) == set(job.files)
+    wrong = {p: job.rows[p]["error_code"] for p, f in job.files.items() if job.rows[p]["error_code"] not in f.codes}
+    assert wrong == {}
+    assert all((row["status"] == "error") == (row["error_code"] is not None) for row in job.rows.values())
+
+
+def test_no_file_costs_more_than_the_limits(job: Job) -> None:
+    Console(stderr=True).print(table(job))
+    for path, row in job.rows.items():
+        assert job.costs[row["unit"]]["wall_s"] < 3 * STALL_S, path
+        assert job.costs[row["unit"]]["peak_mb"] < 1.2 * MEMORY_MB, path
+
+
+def table(job: Job) -> str:
+    """The table of docs/security.md."""
+    lines = ["| class | files | codes | worst seconds | worst memory, MB |", "|---|---|---|---|---|"]
+    for kind in sorted({f.kind for f in job.files.values()}):
+        rows = [job.rows[p] for p, f in job.files.items() if f.kind == kind]
+        codes = ", ".join(f"{n} {code or 'none'}" for code, n in Counter(r["error_code"] for r in rows).most_common())
+        worst = [max(job.costs[r["unit"]][what] for r in rows) for what in ("wall_s", "peak_mb")]
+        lines.append(f"| {kind} | {len(rows)} | {codes} | {worst[0]:.1f} | {worst[1]:.0f} |")
+    return "\n".join(lines)
+
+
+def test_nobody_was_called_and_the_canary_has_no_row(job: Job) -> None:
+    assert job.listener.asked == []
+    linked = job.rows["places/out.mp4"]
+    assert linked["frames"] is None and linked["video_codec"] is None
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_no_other_file_is_opened_and_no_connection_made(job: Job, tmp_path: Path) -> None:
+    """The classes that refer to others, under strace: the canary is never opened, and no address is called."""
+    for kind in ("references", "places", "names"):
+        shutil.copytree(job.folder / "in" / kind, tmp_path / "in" / kind, symlinks=True, ignore=_special)
+    trace = tmp_path / "trace"
+    words = ("run", "--input", tmp_path / "in", "--output", tmp_path / "run", "--config", job.config, "--engine", "inline")
+    done = reelset(*words, trace=trace)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+    calls = trace.read_text(errors="replace")
+    assert "hls file.mp4" in calls, "the trace sees what the decoding process opens"
+    assert "canary.mp4" not in calls
+    assert not re.search(r"connect\(\d+, \{sa_family=AF_INET6?\b", calls)
+
+
+def _special(folder: str, names: list[str]) -> list[str]:
+    """What cannot be copied: pipes and devices, which the job over all has met."""
+    return [n for n in names if not (Path(folder, n).is_symlink() or Path(folder, n).is_file() or Path(folder, n).is_dir())]
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.handlers: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_names_are_text_in_the_report(job: Job) -> None:
+    page = _Page()
+    page.feed((job.run / "report" / "index.html").read_text())
+    assert page.handlers == []
+    plain = _Page()
+    plain.feed("".join(re.findall(r"<script.*?</script>", (job.run / "report" / "index.html").read_text(), re.DOTALL)))
+    assert "alert(1)" not in plain.text
+
+
+@pytest.mark.parametrize("name", [storage.escape(os.fsdecode(name)) for name in corpus.NAMES])
+def test_names_travel_through_the_tables_and_questions(job: Job, name: str) -> None:
+    path = f"names/{name}"
+    assert job.rows[path]["status"] == "ok"
+    story = reelset("inspect", job.run, path)
+    assert story.returncode == 0, story.stderr
+    assert not re.search(rb"\x1b\[2J|\x07|\xe2\x80\xae", story.stdout), "a name commands the terminal"
+
+
+def test_a_question_with_a_name_in_it_is_one(job: Job) -> None:
+    answer = reelset("sql", job.run, "SELECT count(*) AS n FROM sources WHERE path LIKE '%DROP TABLE%'", "--csv")
+    assert answer.stdout.split() == [b"n", b"1"]
+    events = [json.loads(line) for file in (job.run / "events").iterdir() for line in file.read_text().splitlines()]
+    outcome: dict[str, Any] = next(e for e in events if e["event"] == "outcome")
+    assert sum(outcome[state] for state in ("ok", "rejected", "error")) == len(job.files)

@@ -48,10 +48,10 @@ HOLDERS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"edt
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Box]:
     """All boxes of an MP4 file, those inside others after the one they are in."""
-    end = len(data) if end is None else end
+    end = len(data) if end is None else min(end, len(data))
     while start + 8 <= end:
         size, kind = struct.unpack(">I4s", data[start : start + 8])
-        size = size if size >= 8 else end - start
+        size = min(size, end - start) if size >= 8 else end - start
         yield Box(start, size, kind)
         if kind in HOLDERS:
             yield from boxes(data, start + 8, start + size)

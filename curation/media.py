@@ -5,6 +5,7 @@ and only self-contained container formats are allowed, so that opening one file 
 """
 
 import contextlib
+import errno
 import itertools
 import stat
 from collections.abc import Iterable, Iterator
@@ -203,12 +204,17 @@ def _open(path: str, head: bytes, limits: MediaLimits) -> Iterator["av.container
                 options={"max_pixels": str(limits.max_pixels)},  # opening may already decode
                 container_options={"protocol_whitelist": "", "format_whitelist": SELF_CONTAINED},
             )
-        except av.error.FFmpegError as error:
-            raise _opening_error(head, error) from error
-        except OSError as error:
-            raise SourceError("read_failed", _words(error)) from error
+        except (av.error.FFmpegError, OSError) as error:
+            raise _opening_error(head, error) if _damage(error) else SourceError("read_failed", _words(error)) from error
         with container:
             yield container
+
+
+def _damage(error: Exception) -> bool:
+    """Whether what is in the file made reading fail, not the storage: libav says so, or was sent to before its beginning."""
+    import av
+
+    return isinstance(error, av.error.FFmpegError) or (isinstance(error, OSError) and error.errno == errno.EINVAL)
 
 
 def _opening_error(head: bytes, error: Exception) -> SourceError:
@@ -366,13 +372,13 @@ def _packets(
     while failed < READ_ATTEMPTS:
         try:
             packet = next(packets, None)
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, OSError) as error:
+            if not _damage(error):
+                raise SourceError("read_failed", _words(error)) from error
             decoding.note(error)
             failed += 1
             packets = container.demux(stream)
             continue
-        except OSError as error:
-            raise SourceError("read_failed", _words(error)) from error
         if packet is None:
             return
         failed = 0

@@ -358,6 +358,14 @@ def test_storage_that_fails_while_reading_is_no_damage(tmp_path: Path, monkeypat
     assert code_of(path) == "read_failed"
 
 
+def test_a_header_that_sends_the_reader_before_the_beginning_is_damage(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.wmv", moving(96, 64), 10, codec="wmv2")
+    data = bytearray(path.read_bytes())
+    data[30:54] = bytes(16) + (2**62).to_bytes(8, "little")  # the header's first object: of no known type, and so large
+    path.write_bytes(data)
+    assert code_of(path) == "bad_header"
+
+
 def test_the_clock_never_runs_back() -> None:
     def times(*told: int | None) -> list[float]:
         clock = _Clock(Fraction(1, 100), 10.0)

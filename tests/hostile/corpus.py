@@ -301,20 +301,20 @@ def write(folder: Path, canary: Path, url: str) -> list[Hostile]:
     refused = BROKEN | {"unsupported_format"}
     for suffix in (".mp4", ".mkv", ".ts", ".jpg"):
         many("references", refused, {f"{name}{suffix}": data for name, data in references(canary, url).items()})
-    add("references", "elsewhere.mov", elsewhere(mp4, canary), LIES)
+    add("references", "elsewhere.mov", elsewhere(mp4, canary), LIES | {None})  # its own samples are decoded, or none
     for suffix in (".mp4", ".webm", ".png"):
         many("foreign", refused, {f"{name}{suffix}": data for name, data in foreign(mp4).items()})
     add("foreign", "empty.mp4", b"", frozenset(("empty",)))
     places = _places(folder / "places", canary, mp4)
     made += [Hostile(f"places/{name}", "places", frozenset((code,))) for name, code in places.items()]
     (folder / "names").mkdir()
-    for name in NAMES:
-        (folder / "names" / os.fsdecode(name)).write_bytes(mp4)
+    for number, name in enumerate(NAMES):
+        (folder / "names" / os.fsdecode(name)).write_bytes(mp4 + struct.pack(">I4sI", 12, b"free", number))  # no two alike
         made.append(Hostile(f"names/{os.fsdecode(name)}", "names", frozenset((None,))))
-    with (folder / "lies" / "20 GB with nothing in it.mp4").open("wb") as sparse:
+    with (folder / "lies" / "4 GB with nothing in it.mp4").open("wb") as sparse:
         sparse.write(mp4[:32])
-        sparse.truncate(20 << 30)
-    made.append(Hostile("lies/20 GB with nothing in it.mp4", "lies", LIES))
+        sparse.truncate(4 << 30)
+    made.append(Hostile("lies/4 GB with nothing in it.mp4", "lies", LIES))
     return made
 
 

@@ -87,6 +87,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     job = Job(tmp_path_factory.mktemp("hostile"))
     yield job
     job.listener.shutdown()
+    job.listener.server_close()
 
 
 def test_every_file_is_a_row_with_a_right_code(job: Job) -> None:

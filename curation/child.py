@@ -51,9 +51,11 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._calls = 0
+        self.usage = Usage(0.0, 0.0)
+        """What the last call cost. Of a child that was killed only its memory is known."""
 
-    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, Usage]:
-        """`function(*args)` in the child, and what it cost.
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`function(*args)` in the child. What it cost, also where it fails, is then in `usage`.
 
         Raises the function's own SourceError, or SourceError timeout, memory or crashed; any other exception of the
         function becomes SourceError internal. Raises StageError where not the source but this machine is at fault: no
@@ -63,14 +65,15 @@ class Child:
             return self._call(function, *args, **kwargs)
         return self._call(function, *args, **kwargs)
 
-    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, Usage]:
+    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self.usage = Usage(0.0, 0.0)
         answered = False
         try:
             process, pipe = self._running()
             self._calls += 1
             try:
                 pipe.send((self._calls, function, args, kwargs))
-                number, kind, value, usage = self._answer(process, pipe)
+                number, kind, value, self.usage = self._answer(process, pipe)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise _death(process) from None
             answered = number == self._calls
@@ -83,7 +86,7 @@ class Child:
             raise SourceError(*value)
         if kind == "full":
             raise StageError(*value)
-        return value, usage
+        return value  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Stop the child."""
@@ -131,7 +134,9 @@ class Child:
                 if message[0] != "beat":
                     return message  # type: ignore[no-any-return]
                 heard = time.monotonic()
-            if _resident_mb(process.pid) > self.limits.memory_mb:
+            resident = _resident_mb(process.pid)
+            self.usage = Usage(0.0, max(self.usage.peak_mb, resident))
+            if resident > self.limits.memory_mb:
                 raise SourceError("memory", f"more than {self.limits.memory_mb:g} MB (limits.memory_mb)")
             now = time.monotonic()
             if now - heard > self.limits.stall_s:

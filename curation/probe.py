@@ -42,12 +42,9 @@ class Probe(Stage):
         with storage.local_copy(source.url) as path:
             row["content_id"] = _content_id(path)
             row["source_id"] = source_id(row["path"], row["bytes"], row["content_id"])
-            found, usage = self.child.call(probe, str(path), self.limits)
-        row |= found
-        cost = source.costs[self.name]
-        cost.cpu_s += usage.cpu_s
-        cost.peak_mb = max(cost.peak_mb, usage.peak_mb)
-        cost.bytes += row["bytes"] or 0
+            with source.costs[self.name].of(self.child):
+                row |= self.child.call(probe, str(path), self.limits)
+        source.costs[self.name].bytes += row["bytes"] or 0
         reason = f"exact_copy:{row['exact_copy_of']}" if row["exact_copy_of"] else self.stops(row)
         if reason is not None:
             row |= {"status": "rejected", "reason": reason}

@@ -1,10 +1,12 @@
 """What travels between the stages of *analyze*, and what a stage is."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from curation.child import Child
 from curation.errors import SourceError, StageError
 
 
@@ -16,6 +18,15 @@ class Cost:
     wall_s: float = 0.0
     bytes: int = 0
     peak_mb: float = 0.0
+
+    @contextlib.contextmanager
+    def of(self, child: Child) -> Iterator[None]:
+        """Adds what the one call to `child` inside costs, also where it fails."""
+        try:
+            yield
+        finally:
+            self.cpu_s += child.usage.cpu_s
+            self.peak_mb = max(self.peak_mb, child.usage.peak_mb)
 
 
 @dataclass

@@ -244,11 +244,9 @@ class Measure(Stage):
     def one(self, source: Source) -> None:
         """Fill the source's clips, series and frames. Raises SourceError where it cannot be decoded."""
         assert self.child is not None, "open() comes first"
-        with storage.local_copy(source.url) as path:
-            found, usage = self.child.call(measure, str(path), source.row, self.config, self.limits)
+        cost = source.costs[self.name]
+        with storage.local_copy(source.url) as path, cost.of(self.child):
+            found = self.child.call(measure, str(path), source.row, self.config, self.limits)
         source.row |= found.row_updates
         source.clips, source.series, source.frames = found.clips, found.series, found.frames
-        cost = source.costs[self.name]
-        cost.cpu_s += usage.cpu_s
-        cost.peak_mb = max(cost.peak_mb, usage.peak_mb)
         cost.bytes += source.row["bytes"] or 0

@@ -159,9 +159,9 @@ class CutUnits:
         try:
             with storage.local_copy(url) as path:
                 if source["kind"] == "image":
-                    return self.child.call(cut_image, str(path), cuts, self.encode, self.limits, folder)[0]
+                    return self.child.call(cut_image, str(path), cuts, self.encode, self.limits, folder)
                 turn = Turn(source["width"], source["height"], source["rotation"])
-                return self.child.call(cut_video, str(path), cuts, turn, self.encode, self.limits, folder)[0]
+                return self.child.call(cut_video, str(path), cuts, turn, self.encode, self.limits, folder)
         except SourceError as error:
             return [Made(cut.key, None, error.code, error.message) for cut in cuts]
 

@@ -104,7 +104,7 @@ def _again(source: Source, config: Config) -> Source:
     whole = len(stages) * limits.source_s + SLACK_S
     child = Child(limits.model_copy(update={"stall_s": whole, "source_s": whole, "memory_mb": float("inf")}))
     try:
-        done, _ = child.call(through, source, stages)
+        done = child.call(through, source, stages)
     except SourceError as error:
         source.fail(SourceError("worker_died", error.message))
         return source

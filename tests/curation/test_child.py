@@ -86,6 +86,11 @@ def write_to_a_full_disk() -> None:
         file.write(b"x")
 
 
+def burn_and_refuse() -> None:
+    burn()
+    refuse()
+
+
 def burn() -> None:
     end = time.process_time() + 0.3
     while time.process_time() < end:
@@ -100,18 +105,22 @@ def worker() -> "child.Child":  # type: ignore[misc]
 
 
 def test_results_and_errors_come_back(worker: child.Child) -> None:
-    assert worker.call(double, 21)[0] == 42
+    assert worker.call(double, 21) == 42
     with pytest.raises(SourceError, match="not_media: no film"):
         worker.call(refuse)
     with pytest.raises(SourceError, match="internal: ZeroDivisionError: oops"):
         worker.call(blunder)
-    assert worker.call(double, 4)[0] == 8
+    assert worker.call(double, 4) == 8
 
 
 def test_the_cost_is_the_childs_own(worker: child.Child) -> None:
-    _, usage = worker.call(burn)
+    worker.call(burn)
+    usage = worker.usage
     assert 0.25 < usage.cpu_s < 1.0
     assert usage.peak_mb > 5
+    with pytest.raises(SourceError, match="not_media"):
+        worker.call(burn_and_refuse)
+    assert 0.25 < worker.usage.cpu_s < 1.0 and worker.usage.peak_mb > 5
 
 
 @pytest.mark.parametrize(
@@ -122,7 +131,8 @@ def test_what_kills_the_child_costs_that_call_only(what: object, code: str, limi
         with pytest.raises(SourceError) as caught:
             worker.call(what)  # type: ignore[arg-type]
         assert caught.value.code == code
-        assert worker.call(double, 5)[0] == 10
+        assert (worker.usage.peak_mb > 400) == (code == "memory")
+        assert worker.call(double, 5) == 10
 
 
 def test_an_interrupted_call_leaves_no_late_answer(worker: child.Child) -> None:
@@ -137,7 +147,7 @@ def test_an_interrupted_call_leaves_no_late_answer(worker: child.Child) -> None:
             worker.call(say_late, 2.0)
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert worker.call(double, 21)[0] == 42
+    assert worker.call(double, 21) == 42
 
 
 def test_what_ends_a_call_is_told_apart(worker: child.Child) -> None:
@@ -145,7 +155,7 @@ def test_what_ends_a_call_is_told_apart(worker: child.Child) -> None:
         worker.call(no_pickle)
     with pytest.raises(SourceError, match="memory: no memory left"):
         worker.call(out_of_memory)
-    assert worker.call(interrupt_itself)[0] == "alive"  # Ctrl-C reaches the whole process group
+    assert worker.call(interrupt_itself) == "alive"  # Ctrl-C reaches the whole process group
     with pytest.raises(SourceError, match="crashed: the decoding process died: SIGABRT"):
         worker.call(die_by, signal.SIGABRT)
     with pytest.raises(SourceError, match=f"crashed: the decoding process died: signal {signal.SIGRTMIN + 3}"):
@@ -154,7 +164,7 @@ def test_what_ends_a_call_is_told_apart(worker: child.Child) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_death_from_outside_is_not_the_sources(worker: child.Child, tmp_path: Path, number: int) -> None:
-    assert worker.call(die_on_the_first_try, str(tmp_path / "mark"), number)[0] == "alive"
+    assert worker.call(die_on_the_first_try, str(tmp_path / "mark"), number) == "alive"
     with pytest.raises(SourceError, match=f"crashed: the decoding process died: {signal.Signals(number).name}"):
         worker.call(die_by, number)
 
@@ -170,7 +180,7 @@ def test_a_child_killed_between_calls_or_while_it_starts_costs_nothing(
     worker.call(double, 1)
     assert worker._process is not None
     worker._process.kill()
-    assert worker.call(double, 2)[0] == 4
+    assert worker.call(double, 2) == 4
     worker.close()
     start = subprocess.Popen
 
@@ -181,7 +191,7 @@ def test_a_child_killed_between_calls_or_while_it_starts_costs_nothing(
         return begun
 
     monkeypatch.setattr(subprocess, "Popen", killed_at_once)
-    assert worker.call(double, 3)[0] == 6
+    assert worker.call(double, 3) == 6
 
 
 def test_a_child_that_cannot_start_or_has_no_space_blames_no_source(
@@ -196,7 +206,7 @@ def test_a_child_that_cannot_start_or_has_no_space_blames_no_source(
 
 
 def test_progress_keeps_it_alive_up_to_the_whole_limit(worker: child.Child) -> None:
-    assert worker.call(work_for, 3.0)[0] == "done"
+    assert worker.call(work_for, 3.0) == "done"
     with pytest.raises(SourceError, match=r"limits\.source_s"):
         worker.call(work_for, 30.0)
 

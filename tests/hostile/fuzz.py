@@ -200,10 +200,10 @@ def _run(child: Child, folder: Path, data: bytes, suffix: str, outcome: Outcome)
     path.write_bytes(data)
     began = time.monotonic()
     try:
-        done, usage = child.call(execute, str(path), LIMITS)
-        outcome.worst_mb = max(outcome.worst_mb, usage.peak_mb)
+        done = child.call(execute, str(path), LIMITS)
     except SourceError as error:
         done = Execution(error.code, error.message, frozenset())
+    outcome.worst_mb = max(outcome.worst_mb, child.usage.peak_mb)
     outcome.worst_s = max(outcome.worst_s, time.monotonic() - began)
     outcome.executions += 1
     outcome.codes[done.code or "none"] += 1

@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
     VideoPacket = av.Packet[av.video.stream.VideoStream]
 
-__all__ = ["Decoding", "Frame", "MediaLimits", "Picture", "decode", "luma", "open_image", "probe", "rgb", "upright"]
+__all__ = [
+    "Decoding",
+    "Frame",
+    "MediaLimits",
+    "Picture",
+    "check_bytes",
+    "decode",
+    "luma",
+    "open_image",
+    "probe",
+    "rgb",
+    "upright",
+]
 
 SELF_CONTAINED = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,asf,ogg,mxf,yuv4mpegpipe,ivf,dv,rm,"
@@ -107,6 +119,12 @@ def probe(path: str, limits: MediaLimits) -> dict[str, Any]:
     return probe_image(path, limits.max_pixels) if is_image(head) else _probe_video(path, head, limits)
 
 
+def check_bytes(size: int, limits: MediaLimits) -> None:
+    """Raises SourceError too_large where a file of `size` bytes is above `limits.max_bytes`."""
+    if size > limits.max_bytes:
+        raise SourceError("too_large", f"{size} bytes, limits.max_bytes is {limits.max_bytes}")
+
+
 @dataclass(frozen=True)
 class Frame:
     """One decoded frame: its 0-based index in display order, its time from the first frame, and the picture."""
@@ -175,8 +193,7 @@ def _check_file(path: str, limits: MediaLimits) -> bytes:
             raise SourceError("unreadable", "not a regular file")
         if info.st_size == 0:
             raise SourceError("empty", "the file has zero bytes")
-        if info.st_size > limits.max_bytes:
-            raise SourceError("too_large", f"{info.st_size} bytes, limits.max_bytes is {limits.max_bytes}")
+        check_bytes(info.st_size, limits)
         with Path(path).open("rb") as file:
             head = file.read(512)
     except (FileNotFoundError, ValueError) as error:  # ValueError: a zero byte in the name

@@ -7,7 +7,7 @@ from typing import Any
 from curation import storage
 from curation.child import Child, shared
 from curation.errors import SourceError
-from curation.media import MediaLimits, probe
+from curation.media import MediaLimits, check_bytes, probe
 from curation.sources import content_hash, source_id
 from curation.stage import Source, Stage
 
@@ -39,6 +39,7 @@ class Probe(Stage):
         row = source.row
         if row["error_code"] is not None:
             raise SourceError(row["error_code"], row["error_message"])
+        check_bytes(row["bytes"] or 0, self.limits)  # before it is downloaded and read for its content_id
         with storage.local_copy(source.url) as path:
             row["content_id"] = _content_id(path)
             row["source_id"] = source_id(row["path"], row["bytes"], row["content_id"])

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import os
 import stat
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -256,19 +257,19 @@ def source_id(path: str, size: int | None, content_id: str | None) -> str:
     return hashlib.sha256(f"{path}\0{size}\0{content_id}".encode()).hexdigest()[:16]
 
 
-def plan_units(run: str, listing: Listing, config: UnitConfig) -> list[str]:
+def plan_units(run: str, listing: Listing, config: UnitConfig, max_bytes: int = sys.maxsize) -> list[str]:
     """Write `units/` for every source that no unit names yet, and return the names of all units, in order.
 
     Existing units never change: later additions to the input become new units. A file whose size changed since it was
     listed keeps its old row. Exact copies are found here: files of equal size are hashed, and all but the first by
-    path say whose copy they are.
+    path say whose copy they are. Files above `max_bytes` are not read.
     """
     folder = storage.join(run, "units")
     old = storage.read_table(folder, UNITS, ["path", "url", "bytes"])
     first = len(storage.names(folder, ".parquet"))
     known = set(old["path"].to_pylist())
     new = [s for s in listing.sources if s.path not in known]
-    copies = _exact_copies(old, new)
+    copies = _exact_copies(old, [s for s in new if (s.bytes or 0) <= max_bytes])
     extras = sorted({name for s in new for name in s.extra})
     schema = pa.schema([*UNITS, *(pa.field(name, pa.string()) for name in extras)])
     for start in range(0, len(new), config.size):

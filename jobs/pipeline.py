@@ -38,7 +38,7 @@ def run(location: str, folder: str, config: Config, limit: int | None = None, pa
         with log(folder) as events:
             wanted = listing if limit is None else sources.first(listing, limit)
             say_input(events, listing, wanted)
-            units = sources.plan_units(folder, wanted, config.units)
+            units = sources.plan_units(folder, wanted, config.units, config.limits.max_bytes)
             follow(folder, config, events, parts, units)
             code = outcome(folder, config, events)
             if limit is not None:

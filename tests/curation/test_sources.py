@@ -7,7 +7,10 @@ import pytest
 
 from curation import storage
 from curation.errors import ConfigError
+from curation.media import MediaLimits
+from curation.probe import Probe
 from curation.sources import UnitConfig, content_hash, list_input, plan_units, source_id
+from curation.stage import Source
 
 
 def put(folder: Path, **files: bytes) -> None:
@@ -123,3 +126,17 @@ def test_files_that_begin_alike_are_no_copies(tmp_path: Path) -> None:
     plan_units(run, list_input(str(corpus)), UnitConfig(size=8))
     original = source_id("b.mp4", len(start) + 1, content_hash(corpus / "b.mp4"))
     assert storage.read_table(f"{run}/units")["exact_copy_of"].to_pylist() == [None, None, None, original]
+
+
+def test_a_file_above_the_limit_is_never_read(tmp_path: Path) -> None:
+    corpus, run = tmp_path / "in", str(tmp_path / "run")
+    put(corpus, a_mp4=b"", b_mp4=b"")
+    for name in ("a.mp4", "b.mp4"):
+        os.truncate(corpus / name, 1 << 42)  # 4 TiB of nothing: reading them would take the better part of an hour
+    plan_units(run, list_input(str(corpus)), UnitConfig(size=8), MediaLimits().max_bytes)
+    rows = storage.read_table(f"{run}/units").to_pylist()
+    assert [row["exact_copy_of"] for row in rows] == [None, None]
+    stage = Probe(MediaLimits(), lambda row: None, score_all=False)
+    stage.open()
+    (source,) = stage.rows(iter([Source("u", rows[0]["url"], {**rows[0], "status": "ok"})]))
+    assert source.row["error_code"] == "too_large"

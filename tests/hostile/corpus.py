@@ -16,7 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.media_samples import make_video, moving
+from tests.hostile.containers import (
+    avi_lies,
+    cut_at,
+    elements,
+    image_bombs,
+    matroska_lies,
+    png_chunk,
+    png_chunks,
+    riff,
+    stream_lies,
+)
+from tests.media_samples import make_sound, make_sound_with_cover, make_video, moving
 
 BROKEN = frozenset(("bad_header", "zero_frames", "decode_failed", "not_media", "no_video_stream", "no_decoder"))
 """What damage may come to."""
@@ -152,14 +163,10 @@ def lies(mp4: bytes) -> dict[str, bytes]:
 
 def png(width: int, height: int, rows: int) -> bytes:
     """A PNG of one bit a pixel that says it is so large, with that many rows of zeros."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     packer = zlib.compressobj(9)
     body = b"".join(packer.compress(bytes(width // 8 + 1)) for _ in range(rows)) + packer.flush()
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
 
 
 def bombs(folder: Path) -> dict[str, bytes]:
@@ -201,6 +208,17 @@ def references(canary: Path, url: str) -> dict[str, bytes]:
         b"m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
         "smooth": f"<SmoothStreamingMedia MajorVersion='2'><StreamIndex Url='{url}/smooth'/></SmoothStreamingMedia>".encode(),
         "data": b"data:video/mp4;base64,AAAAIGZ0eXBpc29t",
+        "hls behind blank lines": b"\n" * 600 + f"#EXTM3U\n#EXTINF:10,\n{other}\n#EXT-X-ENDLIST\n".encode(),
+        "hls data": b"#EXTM3U\n#EXTINF:10,\ndata:video/mp4;base64,AAAAIGZ0eXBpc29t\n#EXT-X-ENDLIST\n",
+        "hls subfile": f"#EXTM3U\n#EXTINF:10,\nsubfile,,start,0,end,999,,:{canary}\n#EXT-X-ENDLIST\n".encode(),
+        "hls concat": f"#EXTM3U\n#EXTINF:10,\nconcat:{canary}|{url}/x\n#EXT-X-ENDLIST\n".encode(),
+        "winamp list": f"[playlist]\nFile1={url}/pls\nNumberOfEntries=1\n".encode(),
+        "windows media list": f"<ASX version='3.0'><ENTRY><REF HREF='{url}/asx'/></ENTRY></ASX>".encode(),
+        "smil": f"<smil><body><video src='{url}/smil'/></body></smil>".encode(),
+        "vobsub": b"# VobSub index file, v7 (do not modify this line!)\nid: en, index: 0\n",
+        "avisynth": f'DirectShowSource("{canary}")\n'.encode(),
+        "imf": f"<CompositionPlaylist xmlns='http://www.smpte-ra.org/schemas/2067-3/2016'><Id>{url}</Id>"
+        f"</CompositionPlaylist>".encode(),
         "svg": f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{other}"/><image href="{url}/svg"/></svg>'.encode(),
     }
 
@@ -217,6 +235,32 @@ def elsewhere(mp4: bytes, canary: Path) -> bytes:
         if box.start < dref.start < box.start + box.size:
             out[box.start : box.start + 4] = struct.pack(">I", box.size + more)
     return bytes(out)
+
+
+def moved(mp4: bytes, url: str) -> bytes:
+    """A film that is elsewhere altogether, by QuickTime's reference movie."""
+
+    def box(kind: bytes, *inside: bytes) -> bytes:
+        body = b"".join(inside)
+        return struct.pack(">I4s", 8 + len(body), kind) + body
+
+    name = f"{url}/moved.mov".encode() + b"\0"
+    reference = box(b"rdrf", bytes(4), b"url ", struct.pack(">I", len(name)), name)
+    return mp4[:32] + box(b"moov", box(b"rmra", box(b"rmda", reference)))
+
+
+def blind(folder: Path) -> dict[str, bytes]:
+    """Sound media without a moving picture."""
+    made = {}
+    for name, make in (("sound alone.mp4", make_sound), ("sound with a cover.mp4", make_sound_with_cover)):
+        file = make(folder / name)
+        made[name] = file.read_bytes()
+        file.unlink()
+    return made | {
+        "subtitles.mp4": b"1\n00:00:01,000 --> 00:00:02,000\nHello\n",
+        "subtitles.webm": b"WEBVTT\n\n00:01.000 --> 00:02.000\nHello\n",
+        "styled subtitles.mkv": b"[Script Info]\nScriptType: v4.00+\n\n[Events]\nDialogue: 0,0:00:01.00,0:00:02.00,,,,,,,Hi\n",
+    }
 
 
 def foreign(mp4: bytes) -> dict[str, bytes]:
@@ -296,11 +340,19 @@ def write(folder: Path, canary: Path, url: str) -> list[Hostile]:
         many("truncated", ANY, {f"{n}{suffix}": data[:n] for n in shares})
         flips = {f"{bits} bits, {seed}{suffix}": flipped(data, seed, bits) for bits in (1, 8, 64, 512) for seed in range(4)}
         many("bits", ANY | LIES, flips)
+    for suffix, found in ((".webm", elements), (".avi", riff), (".png", png_chunks)):
+        whole = (sound | stills)[suffix]
+        many("truncated", ANY, {f"part {n}{suffix}": data for n, data in enumerate(cut_at(whole, found(whole)))})
     many("lies", LIES | {None}, {f"{name}.mp4": data for name, data in lies(mp4).items()})
+    for suffix, told in ((".mkv", matroska_lies), (".avi", avi_lies), (".ts", stream_lies)):
+        many("lies", LIES | {None}, {f"{name}{suffix}": data for name, data in told(sound[suffix]).items()})
+    many("blind", frozenset(("no_video_stream", "not_media")), blind(folder))
     many("bombs", frozenset(("too_large", "bad_header", "decode_failed", "zero_frames", "not_media")), bombs(folder))
+    many("bombs", BROKEN | {"too_large", None}, image_bombs(stills[".png"], stills[".webp"], stills[".jpg"]))
     refused = BROKEN | {"unsupported_format"}
     for suffix in (".mp4", ".mkv", ".ts", ".jpg"):
         many("references", refused, {f"{name}{suffix}": data for name, data in references(canary, url).items()})
+    add("references", "moved.mov", moved(mp4, url), LIES)
     add("references", "elsewhere.mov", elsewhere(mp4, canary), LIES | {None})  # its own samples are decoded, or none
     for suffix in (".mp4", ".webm", ".png"):
         many("foreign", refused, {f"{name}{suffix}": data for name, data in foreign(mp4).items()})

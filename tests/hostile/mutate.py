@@ -2,11 +2,11 @@
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tests.hostile.containers import Part, elements, png_chunks, riff
 from tests.hostile.corpus import boxes
 
 NUMBERS = (
@@ -27,17 +27,6 @@ NUMBERS = (
     0xFFFFFFFF,
 )
 TS_PACKET = 188
-MASTERS = (0x18538067, 0x1549A966, 0x1654AE6B, 0xAE, 0xE0, 0x1F43B675, 0x1C53BB6B, 0xBB, 0xA0)
-"""EBML elements of Matroska that hold others: Segment, Info, Tracks, TrackEntry, Video, Cluster, Cues, CuePoint, BlockGroup."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of a file: where it begins, how long it is, and how long its own header is."""
-
-    start: int
-    size: int
-    header: int
 
 
 def parts(data: bytes) -> list[Part]:
@@ -45,11 +34,11 @@ def parts(data: bytes) -> list[Part]:
     if data[4:8] in (b"ftyp", b"moov", b"free", b"wide", b"mdat"):
         found = [Part(b.start, b.size, 8) for b in boxes(data)]
     elif data.startswith(b"\x1aE\xdf\xa3"):
-        found = list(_elements(data, 0, len(data)))
+        found = list(elements(data))
     elif data.startswith(b"RIFF"):
-        found = list(_riff(data, 12, len(data)))
+        found = list(riff(data))
     elif data.startswith(b"\x89PNG"):
-        found = list(_png(data))
+        found = list(png_chunks(data))
     elif data[:1] == b"\x47" and len(data) > TS_PACKET:
         found = [Part(n, TS_PACKET, 4) for n in range(0, len(data) - TS_PACKET + 1, TS_PACKET)]
     else:
@@ -58,47 +47,12 @@ def parts(data: bytes) -> list[Part]:
     return found or [Part(n, min(step, len(data) - n), min(8, step)) for n in range(0, len(data), step)]
 
 
-def _elements(data: bytes, start: int, end: int) -> Iterator[Part]:
-    while start < end:
-        id_size = 9 - data[start].bit_length()
-        at = start + id_size
-        if id_size > 4 or at >= end:
-            return
-        size_size = 9 - data[at].bit_length()
-        if size_size > 8:
-            return
-        body = int.from_bytes(data[at : at + size_size], "big") & ((1 << 7 * size_size) - 1)
-        header = id_size + size_size
-        body = min(body, end - start - header)
-        yield Part(start, header + body, header)
-        if int.from_bytes(data[start:at], "big") in MASTERS:
-            yield from _elements(data, start + header, start + header + body)
-        start += header + body
-
-
-def _riff(data: bytes, start: int, end: int) -> Iterator[Part]:
-    while start + 8 <= end:
-        size = min(int.from_bytes(data[start + 4 : start + 8], "little"), end - start - 8)
-        yield Part(start, 8 + size, 8)
-        if data[start : start + 4] == b"LIST":
-            yield from _riff(data, start + 12, start + 8 + size)
-        start += 8 + size + size % 2
-
-
-def _png(data: bytes) -> Iterator[Part]:
-    start = 8
-    while start + 12 <= len(data):
-        size = min(12 + int.from_bytes(data[start : start + 4], "big"), len(data) - start)
-        yield Part(start, size, 8)
-        start += size
-
-
 def mended(data: bytes) -> bytes:
     """The checksums of a PNG's chunks made right again, so that a change goes deeper than them."""
     if not data.startswith(b"\x89PNG"):
         return data
     out = bytearray(data)
-    for part in _png(data):
+    for part in png_chunks(data):
         body = data[part.start + 4 : part.start + part.size - 4]
         out[part.start + part.size - 4 : part.start + part.size] = struct.pack(">I", zlib.crc32(body))
     return bytes(out)

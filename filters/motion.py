@@ -20,6 +20,8 @@ FIXED_POINT = 128
 
 FLOW_HZ = 12
 """Pairs of frames whose flow is measured, a second: longer steps lift small motion above the flow's own error."""
+FLOW_SHORT_SIDE = 32
+"""Lower pictures are made so high: OpenCV's DIS flow would choose its scales by the width alone and read beyond them."""
 BLOCK = 4
 TEXTURE = 16.0
 """Least |Sobel| sum of a block whose flow is trusted; a flat block has none to speak of."""
@@ -130,8 +132,9 @@ class Flow:
         index, self.index = self.index, self.index + 1
         if index % self.gap:
             return None
+        luma = _roomy(luma)
         before, self.before = self.before, luma
-        if before is None or min(luma.shape) < 16:
+        if before is None:
             return None
         pixels = scale * REFERENCE_SHORT_SIDE / self.short / self.gap
         flow = self.flow.calc(before, luma, None)  # type: ignore[call-overload]
@@ -142,6 +145,16 @@ class Flow:
         length = np.hypot(moved[:, 0], moved[:, 1])
         own = np.minimum(np.hypot(*(moved - camera).T), length)  # what stands still in a pan has no motion of its own
         return float(np.average(length, weights=1 + (own / OWN_PX) ** 2)), float(camera[0]), float(camera[1])
+
+
+def _roomy(luma: Plane) -> Plane:
+    """The plane with its last row and column repeated, up to `FLOW_SHORT_SIDE` of both."""
+    import cv2
+
+    rows, columns = (max(0, FLOW_SHORT_SIDE - side) for side in luma.shape)
+    if not rows and not columns:
+        return luma
+    return cv2.copyMakeBorder(luma, 0, rows, 0, columns, cv2.BORDER_REPLICATE)  # type: ignore[return-value]
 
 
 def _block_motion(before: Plane, after: Plane, flow: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """One decode of real files written for the purpose: rows, series, clips, kept frames, and what damage does."""
 
+import contextlib
 import io
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from curation import storage
+from curation.child import Child
 from curation.clips import ClipConfig
 from curation.errors import ConfigError
 from curation.media import MediaLimits, probe
@@ -146,6 +148,17 @@ def test_a_video_of_one_frame_has_no_motion(tmp_path: Path) -> None:
 def test_an_odd_and_tiny_video_is_measured(tmp_path: Path) -> None:
     found = measured(write(tmp_path / "tiny.mp4", pan(texture(1, 18, 48), 40, 0.5)))
     assert len(found.clips) == 1 and found.clips[0]["motion_vmaf"] > 0
+
+
+@pytest.mark.parametrize("height", [8, 16, 24, 30])
+def test_a_wide_and_low_video_is_measured(tmp_path: Path, height: int) -> None:
+    """OpenCV's flow died of such pictures: in a process of its own, so that only that one would."""
+    path = write(tmp_path / "wide.mp4", pan(texture(1, height, 208), 60, 1.0))
+    with contextlib.closing(Child(LIMITS)) as child:
+        found = child.call(measure, str(path), row_of(path), MeasureConfig(clips=ClipConfig(min_s=1)), LIMITS)
+    (clip,) = found.clips
+
+    assert clip["motion_mv"] * height / 720 == pytest.approx(1.0, rel=0.35)
 
 
 def test_an_image_is_one_clip_with_bars_and_quality(tmp_path: Path) -> None:

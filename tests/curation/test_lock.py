@@ -108,9 +108,10 @@ def test_a_lease_that_ran_out_is_taken_over(bucket: str) -> None:
 def test_a_lease_is_renewed_and_a_lost_one_ends_its_driver(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "LEASE_S", 0.3)
     with pytest.raises(StageError, match="lock_lost"), lock.hold(bucket):
-        first = json.loads(storage.read_bytes(f"{bucket}/.lock"))
+        first = json.loads(storage.read_bytes(f"{bucket}/.lock"))["until"]
         deadline = time.monotonic() + 20
-        while json.loads(storage.read_bytes(f"{bucket}/.lock"))["until"] == first["until"]:
+        # fsspec's memory file system is no object store here: it shows a file that is being written, empty.
+        while lock._owner(storage.read_bytes(f"{bucket}/.lock")).get("until", first) == first:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         storage.write_bytes(f"{bucket}/.lock", json.dumps({"token": "other", "until": time.time() + 60}).encode())

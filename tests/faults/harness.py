@@ -12,12 +12,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -123,12 +125,15 @@ class Cluster:
     head: Process | None = None
     nodes: list[Process] = field(default_factory=list)
     gone: list[Process] = field(default_factory=list)
+    scraped: list[int] = field(default_factory=list)
+    """The ports where raylets tell Prometheus their metrics."""
 
     def start(self, nodes: int) -> None:
         """A head and `nodes` more raylets. The folder's path must be short: it will hold sockets."""
         # A token of its own; no wait of a minute for a head that will not come back; workers no nicer than all others.
         self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_BACKEND_LOG_LEVEL": "fatal"}
         self.env |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_worker_niceness": "0"}
+        self.env |= {"RAY_metrics_report_interval_ms": "500"}
         port = free_port()
         command = ["--head", "--port", str(port), "--temp-dir", str(self.folder), "--include-dashboard", "false"]
         self.head = head = self._ray(*command, "--ray-client-server-port", str(free_port()), cpus=self.head_cpus)
@@ -155,15 +160,24 @@ class Cluster:
         started = (self.head, *self.nodes, *self.gone)
         return members(*(process.pid for process in started if process is not None))
 
+    def metrics(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """Name, tags and value of every metric that the raylets tell now."""
+        for port in self.scraped:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+                for family in text_string_to_metric_families(page.read().decode()):
+                    yield from ((sample.name, sample.labels, sample.value) for sample in family.samples)
+
     def stop(self) -> None:
         """End it all, at once."""
         for process in (*self.nodes, *self.gone, self.head):
             if process is not None:
                 process.stop()
-        self.nodes, self.gone, self.head = [], [], None
+        self.nodes, self.gone, self.head, self.scraped = [], [], None, []
 
     def _ray(self, *arguments: str, cpus: int) -> Process:
         log = self.folder / f"ray-{secrets.token_hex(3)}.log"
         sizes = ["--num-cpus", str(cpus), "--object-store-memory", str(self.store_mb * 10**6)]
         quiet = ["--disable-usage-stats", "--log-color", "false", "--block"]
-        return Process([str(BIN / "ray"), "start", *arguments, *sizes, *quiet], log, self.env)
+        self.scraped.append(free_port())
+        told = ["--metrics-export-port", str(self.scraped[-1])]
+        return Process([str(BIN / "ray"), "start", *arguments, *sizes, *told, *quiet], log, self.env)

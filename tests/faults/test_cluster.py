@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import pytest
 
 from curation import engine, storage
 from curation.engine import EngineConfig, Item, PoolConfig, Step
-from tests.faults.bench import ERRORS, UNITS, Bench, counts, fingerprints, leftovers, progress, strays
+from tests.faults.bench import ERRORS, SOURCES, UNITS, Bench, counts, fingerprints, leftovers, progress, strays
 from tests.faults.harness import ACTOR, CHILD, Cluster, Process, kill, named, wait_for
+from tests.jobs.test_metrics import exported
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-STORE_MB, BLOCK_MB, BLOCKS = 80, 100, 6
+STORE_MB, BLOCK_MB, BLOCKS, FILL_MB = 80, 100, 6, 8
+SPILLED = "ray_spill_manager_objects_bytes"
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,66 @@ def through_two_pools(address: str) -> None:
 def test_rows_larger_than_the_object_store_do_not_stop_the_flow(small: Cluster, tmp_path: Path) -> None:
     job = alone("through_two_pools", small, tmp_path)
     assert job.wait() == 0, job.said()[-3000:]
+
+
+class Fill(Swell):
+    """Makes ordinary blocks as fast as it can, and says when."""
+
+    name = "fill"
+
+    def __call__(self, item: Item) -> Item:
+        return {**item, "block": os.urandom(FILL_MB * 10**6), "made": time.time()}
+
+
+class Drain(Swell):
+    """Takes a block, says when, and is in no hurry."""
+
+    name = "drain"
+
+    def __call__(self, item: Item) -> Item:
+        taken = time.time()
+        time.sleep(0.3)
+        return {"made": item["made"], "taken": taken}
+
+
+def through_a_slow_pool(address: str) -> None:
+    """Four times what the object store holds, past a pool that is slow; never more than half of it waits."""
+    pool = PoolConfig(cpus=0.5, max_actors=1)
+    items = [{"n": n} for n in range(4 * STORE_MB // FILL_MB)]
+    results = list(engine.run(items, [Step(Fill(), pool), Step(Drain(), pool)], EngineConfig(address=address)))
+    assert len(results) == len(items)
+    waiting = [sum(r["made"] <= now < r["taken"] for r in results) for now in (r["made"] for r in results)]
+    assert max(waiting) * FILL_MB <= STORE_MB / 2, f"{max(waiting)} blocks of {FILL_MB} MB waited"
+
+
+def test_a_slow_pool_holds_back_the_one_before_it(small: Cluster, tmp_path: Path) -> None:
+    """Blocks wait within the object store's limit, and none is spilled to a disk to make room."""
+    job, most, spilled = alone("through_a_slow_pool", small, tmp_path), 0.0, 0.0
+    while job.running:
+        told = list(small.metrics())
+        held = [value for name, tags, value in told if name == "ray_object_store_memory" and tags["Location"] == "MMAP_SHM"]
+        most = max(most, sum(held))
+        spilled += sum(value for name, tags, value in told if name == SPILLED and tags["State"] == "Spilled")
+        time.sleep(0.3)
+    assert job.wait() == 0, job.said()[-3000:]
+    assert FILL_MB * 10**6 <= most <= STORE_MB * 10**6 and not spilled
+
+
+def test_ray_tells_prometheus_what_the_docs_say(bench: Bench, cluster: Cluster, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    job = bench.job(run, cluster)
+    told: dict[str, float] = {}
+    while job.running:
+        now: Counter[str] = Counter()
+        for name, tags, value in cluster.metrics():
+            if tags.get("run") == run:
+                now[name] += value
+        told |= now
+        time.sleep(0.5)
+    assert job.wait() == 0, job.said()[-3000:]
+    named = {f"{name}_count" if name.endswith("unit_seconds") else name for name in exported()}
+    assert named - set(told) <= {"ray_reelset_clip_errors_total"}  # no clip has an error here
+    assert 1 <= told["ray_reelset_sources_total"] <= SOURCES and told["ray_reelset_errors_total"] <= ERRORS
 
 
 @pytest.mark.parametrize("raylets,cpus", [(1, 0.5), (1, 1), (2, 0.5), (4, 0.7)])

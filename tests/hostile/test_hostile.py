@@ -1,5 +1,6 @@
 """The whole hostile corpus through real jobs: a row each, the right code, bounded cost, nothing else opened or called."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -13,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -125,6 +127,36 @@ def test_nobody_was_called_and_the_canary_has_no_row(job: Job) -> None:
     assert job.listener.asked == []
     linked = job.rows["places/out.mp4"]
     assert linked["frames"] is None and linked["video_codec"] is None
+
+
+@pytest.mark.parametrize(
+    "name,format,options,asked",
+    [
+        ("hls address.mp4", "hls", {"allowed_extensions": "ALL", "extension_picky": "0"}, "/hls.ts"),
+        ("concat address.mp4", "concat", {"safe": "0"}, "/concat.mp4"),
+    ],
+)
+def test_the_references_would_be_followed(job: Job, name: str, format: str, options: dict[str, str], asked: str) -> None:
+    """What the other tests see nothing of does happen where libav is let: the listener hears it."""
+    import av
+
+    heard = len(job.listener.asked)
+    with contextlib.suppress(av.error.FFmpegError):
+        whole = options | {"protocol_whitelist": "file,http,tcp"}
+        av.open(str(job.folder / "in" / "references" / name), format=format, container_options=whole).close()
+    assert asked in job.listener.asked[heard:]
+    del job.listener.asked[heard:]
+
+
+def test_the_film_that_is_elsewhere_would_be_read(job: Job) -> None:
+    import av
+
+    followed = {"enable_drefs": "1", "use_absolute_path": "1"}
+    with av.open(str(job.folder / "in" / "references" / "elsewhere.mov"), container_options=followed) as film:
+        frames = [f.to_ndarray(format="gray") for f in film.decode(video=0)]
+    with av.open(str(job.folder / "canary.mp4")) as film:
+        canary = [f.to_ndarray(format="gray") for f in film.decode(video=0)]
+    assert all(np.array_equal(a, b) for a, b in zip(frames, canary, strict=True))
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")

@@ -277,10 +277,10 @@ def status(run: str, config: Config) -> str:
     """`reelset status`."""
     from rich.console import Console
 
-    from jobs import inspect
+    from jobs.status import status as shown
 
     with Path(os.devnull).open("w") as nowhere:
-        Console(file=nowhere).print(inspect.status(run))
+        Console(file=nowhere).print(shown(run))
     return ""
 
 

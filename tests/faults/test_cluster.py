@@ -112,15 +112,16 @@ def through_a_slow_pool(address: str) -> None:
 
 def test_a_slow_pool_holds_back_the_one_before_it(small: Cluster, tmp_path: Path) -> None:
     """Blocks wait within the object store's limit, and none is spilled to a disk to make room."""
-    job, most, spilled = alone("through_a_slow_pool", small, tmp_path), 0.0, 0.0
+    job, most, spilled = alone("through_a_slow_pool", small, tmp_path), 0.0, list[float]()
     while job.running:
         told = list(small.metrics())
         held = [value for name, tags, value in told if name == "ray_object_store_memory" and tags["Location"] == "MMAP_SHM"]
         most = max(most, sum(held))
-        spilled += sum(value for name, tags, value in told if name == SPILLED and tags["State"] == "Spilled")
+        spilled += [value for name, tags, value in told if name == SPILLED and tags["State"] == "Spilled"]
         time.sleep(0.3)
     assert job.wait() == 0, job.said()[-3000:]
-    assert FILL_MB * 10**6 <= most <= STORE_MB * 10**6 and not spilled
+    assert FILL_MB * 10**6 <= most <= STORE_MB * 10**6
+    assert len(set(spilled)) == 1, "more was spilled than by the test before"
 
 
 def test_ray_tells_prometheus_what_the_docs_say(bench: Bench, cluster: Cluster, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv as csv_format
 import io
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +38,11 @@ LATER = ("captions", "embeddings", "duplicates", "clusters", "review")
 """Tables a run has where that part of the path was used; no view else."""
 FOLDERS = {"selection": ("subset",), "produced": ("subset",), "embeddings": ("model",), "shards": ("subset", "split", "bucket")}
 """Folders between a table's name and its files; they become columns."""
+VIEWS = (*TABLES, *LATER, "shards")
 SHOWN_ROWS = 1000
 
 
-def connect(run: str, names: Sequence[str] = (*TABLES, *LATER, "shards")) -> "duckdb.DuckDBPyConnection":
+def connect(run: str, names: Sequence[str] = VIEWS) -> "duckdb.DuckDBPyConnection":
     """A DuckDB connection with one view for each table of the run (or of `names`), local or remote; nothing is loaded.
 
     `selection` and `produced` have a column `subset`; `shards` has the shards' own indexes with `subset`, `split`,
@@ -119,7 +121,7 @@ def sql(run: str, query: str, csv: bool = False) -> "RenderableType":
     """
     import duckdb
 
-    with connect(run) as connection:
+    with connect(run, _mentioned(query)) as connection:
         _lock(connection, run)
         try:
             statements = connection.extract_statements(query)
@@ -129,6 +131,12 @@ def sql(run: str, query: str, csv: bool = False) -> "RenderableType":
             return _csv(found) if csv else _table(found)
         except duckdb.Error as error:
             raise ConfigError(f"sql: {error}") from error
+
+
+def _mentioned(query: str) -> Sequence[str]:
+    """The views whose names are in a query, all where there is none: to make a view, each of its files is looked at."""
+    words = set(re.findall(r"\w+", query.lower()))
+    return [name for name in VIEWS if name in words] or VIEWS
 
 
 def _lock(connection: "duckdb.DuckDBPyConnection", run: str) -> None:

@@ -105,6 +105,22 @@ class Counted(DirFileSystem):
         self.calls["PUT" if "w" in mode else "GET"] += 1
         return super().open(path, mode, **more)
 
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **more: Any) -> Any:
+        self.calls["GET"] += 1
+        return super().cat_file(path, start, end, **more)
+
+    def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
+        self.calls["PUT"] += 1
+        super().put_file(lpath, rpath, **more)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        self.calls["PUT"] += 1
+        super().pipe_file(path, value, mode=mode, **more)
+
+    def rm(self, path: str, *more: Any, **other: Any) -> None:
+        self.calls["DELETE"] += 1
+        super().rm(path, *more, **other)
+
 
 fsspec.register_implementation(SYNTHETIC, Synthetic, clobber=True)
 fsspec.register_implementation(COUNTED, Counted, clobber=True)

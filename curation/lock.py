@@ -35,7 +35,7 @@ def hold(run: str) -> Iterator[None]:
     lock.acquire()
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException:  # the interrupt that says so may have become another error on its way
         if not lock.lost:
             raise
         raise StageError("lock_lost", f"another process took over {run!r}: this one ends") from None

@@ -1,8 +1,10 @@
 """`reelset`, the command line: thin over the jobs, one verb a function."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +40,14 @@ def _config(file: Path | None, sets: list[str] | None, engine: str | None = None
 
 def main() -> None:
     """Entry point: known errors are one message and an exit code (1 work failed, 2 usage or config), never a trace."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         app()
     except ConfigError as error:
@@ -46,6 +56,12 @@ def main() -> None:
     except (ReelsetError, OSError) as error:
         typer.echo(f"reelset: {error}", err=True)
         sys.exit(1)
+    except Exception:
+        # A library that called us back, as DuckDB does for rows, has made an error of its own of the interrupt.
+        if not interrupts:
+            raise
+        typer.echo("Aborted.", err=True)
+        sys.exit(128 + signal.SIGINT)
 
 
 @app.command()

@@ -51,6 +51,9 @@ class Process:
 
     def __init__(self, command: Sequence[str], log: Path, env: dict[str, str]) -> None:
         self.log = log
+        # Where this process was started in the background, an interrupt is ignored, and so it would be in what it starts.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with log.open("wb") as out:
             self.popen = subprocess.Popen(
                 command,

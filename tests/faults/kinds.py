@@ -19,6 +19,8 @@ from tests.faults.store import Store
 
 NODES = 2
 """Raylets beside the head."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""A raylet ends with its agents; that a raylet ends is a fault of its own."""
 CONTROL_GROUPS = (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
 """Where the kernel limits the memory of a group of processes: version 2, then version 1."""
 
@@ -64,7 +66,7 @@ def actor_killed(scene: Scene) -> None:
 
 def worker_killed(scene: Scene) -> None:
     """A process that Ray keeps for itself: an idle worker, or one of Ray Data's own actors."""
-    workers = [p for p in named(scene.cluster.processes(), "ray::") if p not in named([p], ACTOR)]
+    workers = [p for p in named(scene.cluster.processes(), "ray::") if p not in named([p], ACTOR, *AGENTS)]
     if not workers:
         raise TooLateError
     kill(scene.draw.choice(workers))
@@ -121,6 +123,7 @@ def starving() -> Iterator[Path]:
         for pid in (group / "cgroup.procs").read_text().split():  # a survivor goes back to all the others
             with contextlib.suppress(OSError):
                 (place / "cgroup.procs").write_text(pid)
+        wait_for("the group's last process", lambda: not (group / "cgroup.procs").read_text())
         group.rmdir()
 
 

@@ -1,10 +1,16 @@
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
 import pytest
 
 from curation.errors import ConfigError
+from jobs import cli
 from jobs.config import load, resolve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,3 +72,28 @@ def test_what_decides_a_part_is_independent_of_where_it_runs() -> None:
     assert load(None, ["engine.kind=inline", "limits.stall_s=5", "text.threads=4"]).decides() == base
     assert load(None, ["clips.min_s=2"]).decides()["analyze"] != base["analyze"]
     assert load(None, ["encode.crf=30"]).decides()["produce"] != base["produce"]
+
+
+def test_an_interrupt_that_a_library_makes_its_own_error_of_is_still_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DuckDB asks us for rows, and hands on what we raise meanwhile in words of its own."""
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        os.kill(os.getpid(), signal.SIGINT)
+        yield pa.record_batch({"a": [1]})
+
+    def command() -> None:
+        with duckdb.connect() as connection:
+            connection.register("given", pa.RecordBatchReader.from_batches(pa.schema({"a": pa.int64()}), rows()))
+            connection.sql("FROM given").fetchall()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+    monkeypatch.setattr(cli, "app", command)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Aborted.\n"

@@ -201,6 +201,39 @@ def test_a_pool_grows_on_to_a_node_that_joins(small: Cluster, tmp_path: Path) ->
     assert job.wait() == 0, job.said()[-3000:]
 
 
+class Quick(Swell):
+    """Is done long before what comes after it."""
+
+    name = "quick"
+
+    def __call__(self, item: Item) -> Item:
+        return {**item, "quick": os.getpid()}
+
+
+class Long(Swell):
+    """Says which process worked."""
+
+    name = "long"
+
+    def __call__(self, item: Item) -> Item:
+        time.sleep(2)
+        return {**item, "long": os.getpid()}
+
+
+def past_a_quick_pool(address: str) -> None:
+    """Two CPUs, a pool on each at first: the first has nothing to do any more, and gives its CPU to the second."""
+    steps = [Step(Quick(), PoolConfig()), Step(Long(), PoolConfig())]
+    results = list(engine.run([{"n": n} for n in range(20)], steps, EngineConfig(address=address)))
+    assert sorted(r["n"] for r in results) == list(range(20))
+    assert len({r["long"] for r in results}) == 2, "the pool that was done kept its CPU"
+
+
+def test_a_pool_shrinks_and_the_other_grows(small: Cluster, tmp_path: Path) -> None:
+    small.grow(1)
+    job = alone("past_a_quick_pool", small, tmp_path)
+    assert job.wait() == 0, job.said()[-3000:]
+
+
 def test_a_source_that_kills_its_worker_every_time_is_given_up(bench: Bench, cluster: Cluster, tmp_path: Path) -> None:
     """Whoever has this film open loses its actor at once."""
     run, film, deaths = tmp_path / "run", str(bench.corpus / "03 moving.mp4"), 0

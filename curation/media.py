@@ -396,6 +396,10 @@ def _packets(
             failed += 1
             packets = container.demux(stream)
             continue
+        except IndexError:  # PyAV met a packet of a stream that the file began later: begun again, it passes over it
+            failed += 1
+            packets = container.demux(stream)
+            continue
         if packet is None:
             return
         failed = 0

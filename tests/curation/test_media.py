@@ -330,6 +330,31 @@ def test_a_reader_that_breaks_off_still_gives_what_the_decoder_holds(tmp_path: P
     assert decoding.errors == 100 and len(decoding.notes) == 3
 
 
+def test_a_stream_that_begins_later_is_passed_over(tmp_path: Path) -> None:
+    """PyAV's demuxer raises IndexError, where memory happens to be so, at a packet of a stream that was not there at first."""
+    import av
+
+    class Growing:
+        """A container that does so once, after ten packets."""
+
+        def __init__(self, container: Any) -> None:
+            self.packets = container.demux(video=0)
+            self.begun = 0
+
+        def demux(self, _: object) -> Any:
+            self.begun += 1
+            for given, packet in enumerate(self.packets, 1):
+                yield packet
+                if self.begun == 1 and given == 10:
+                    raise IndexError("list index out of range")
+
+    path = make_video(tmp_path / "a.ts", numbered(192, 96), 60, codec="mpeg2video")
+    with av.open(str(path)) as container:
+        stream, decoding = container.streams.video[0], Decoding()
+        found = list(_pictures(_packets(Growing(container), stream, decoding), decoding))  # type: ignore[arg-type]
+    assert len(found) == 60 and decoding.errors == 0
+
+
 def test_storage_that_fails_while_reading_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_video(tmp_path / "a.mkv", moving(320, 180), 200)
     whole = path.stat().st_size

@@ -56,6 +56,27 @@ class Worker(Protocol):
     def __call__(self, item: Item) -> Item: ...
 
 
+class Chain:
+    """Workers one after the other, as one."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.workers = workers
+        self.name = "+".join(worker.name for worker in workers)
+
+    def open(self) -> None:
+        for worker in self.workers:
+            worker.open()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+
+    def __call__(self, item: Item) -> Item:
+        for worker in self.workers:
+            item = worker(item)
+        return item
+
+
 @dataclass(frozen=True)
 class Step:
     """A worker and the pool it runs in."""

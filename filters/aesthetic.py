@@ -10,20 +10,16 @@ normalised 768-wide embeddings; scores are about 1 to 10, and a common floor is 
 import io
 import math
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from curation import open_clip_model
 from curation.errors import ClipError, ConfigError
 from curation.stage import Source, Stage
 from filters.text import note
-
-HUB = "hf-hub:"
-INSTALL = "pip install torch torchvision open_clip_torch"
-WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 
 
 class AestheticConfig(BaseModel):
@@ -63,49 +59,7 @@ def check(config: AestheticConfig) -> None:
         raise ConfigError("aesthetic.weights: name the CLIP weights the head was made for (LAION's heads: openai)")
     if not config.head.is_file():
         raise ConfigError(f"aesthetic.head: no file {str(config.head)!r}")
-    looks_like_path = Path(config.weights).suffix in WEIGHT_SUFFIXES or config.weights.startswith(("/", ".", "~"))
-    if looks_like_path and not Path(config.weights).is_file():
-        raise ConfigError(f"aesthetic.weights: no file {config.weights!r}")
-    open_clip = import_open_clip()
-    if config.weights.startswith(HUB):
-        return
-    if open_clip.get_model_config(config.model) is None:
-        raise ConfigError(f"aesthetic.model: open_clip has no model {config.model!r}")
-    if not Path(config.weights).is_file():
-        tags = open_clip.list_pretrained_tags_by_model(config.model)
-        if config.weights not in tags:
-            raise ConfigError(f"aesthetic.weights: {config.weights!r} is no file, and no tag of {config.model}: {tags}")
-
-
-_operators: list[Any] = []  # a torch Library takes its operators along when it is collected
-
-
-def import_open_clip() -> Any:
-    """The open_clip module. Raises ConfigError where it, or a package it needs, is missing.
-
-    A torchvision built for another torch (a CUDA build beside a CPU torch) fails on import because its compiled
-    operators did not load; its Python part, all that open_clip uses, works once their signatures are declared.
-    """
-    try:
-        try:
-            import_module("torchvision")
-        except RuntimeError as error:
-            if "operator torchvision::nms does not exist" not in str(error):
-                raise ConfigError(f"aesthetic.head: torchvision does not load: {error}: {INSTALL}") from error
-            _declare_operators()
-        return import_module("open_clip")
-    except ImportError as error:
-        raise ConfigError(f"aesthetic.head: needs packages ({error}): {INSTALL}") from error
-
-
-def _declare_operators() -> None:
-    import torch
-
-    make: Any = torch.library.Library
-    library = make("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _operators.append(library)
+    open_clip_model.check("aesthetic", config.model, config.weights)
 
 
 class Predictor:
@@ -113,19 +67,15 @@ class Predictor:
 
     def __init__(self, config: AestheticConfig) -> None:
         """Raises ConfigError naming the setting whose weights do not load or do not fit."""
-        open_clip = import_open_clip()
         import torch
 
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("aesthetic.device: no GPU is visible to torch: set auto or cpu")
-        torch.set_num_threads(config.threads)
-        use_gpu = config.device != "cpu" and torch.cuda.is_available()
-        self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._model, self._preprocess = _load_clip(open_clip, config, self._device)
+        assert config.weights is not None, "check() comes first"
+        self._device = open_clip_model.torch_device("aesthetic", config.device, config.threads)
+        self._model, self._preprocess = open_clip_model.load("aesthetic", config.model, config.weights, self._device)
         self._layers = [(w.to(self._device), b.to(self._device)) for w, b in load_head(config.head)]
         with torch.inference_mode():
-            size = self._model.visual.image_size
-            width = self._model.encode_image(torch.zeros(1, 3, *_pair(size), device=self._device)).shape[1]
+            size = open_clip_model.image_size(self._model)
+            width = self._model.encode_image(torch.zeros(1, 3, *size, device=self._device)).shape[1]
         if self._layers[0][0].shape[1] != width:
             takes = self._layers[0][0].shape[1]
             raise ConfigError(f"aesthetic.head: takes embeddings {takes} wide, but {config.model} gives {width}")
@@ -153,24 +103,6 @@ class Predictor:
                 return [float(value) for value in x_ND[:, 0].tolist()]
         except torch.OutOfMemoryError as error:
             raise ClipError("scorer_failed", f"out of memory: lower aesthetic.batch_size: {error}") from error
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _load_clip(open_clip: Any, config: AestheticConfig, device: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """The model in evaluation mode and its preprocessing."""
-    import pickle
-
-    assert config.weights is not None, "check() comes first"
-    hub = config.weights.startswith(HUB)
-    name, weights = (config.weights, None) if hub else (config.model, config.weights)
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, device=device, weights_only=True)
-    except (RuntimeError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"aesthetic.weights: {config.weights!r} does not load: {error}") from error
-    return model.eval(), preprocess
 
 
 def load_head(path: Path | None) -> list[tuple[Any, Any]]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bucketing.cut import EncodeConfig
 from bucketing.plan import ShardConfig
 from curation.clips import ClipConfig
+from curation.embedding import EmbeddingConfig
 from curation.engine import EngineConfig
 from curation.errors import ConfigError
 from curation.media import MediaLimits
@@ -40,10 +41,20 @@ class Config(BaseModel):
     frames: FramesConfig = FramesConfig()
     text: TextConfig = TextConfig()
     aesthetic: AestheticConfig = AestheticConfig()
+    embeddings: tuple[EmbeddingConfig, ...] = (EmbeddingConfig(name="layout", kind="layout"),)
+    """Models that embed every clip; another one, added later, reads the kept frames."""
     subsets: tuple[SubsetConfig, ...] = Field(("everyday",), min_length=1, validate_default=True)
     encode: EncodeConfig = EncodeConfig()
     shards: ShardConfig = ShardConfig()
     engine: EngineConfig = EngineConfig()
+
+    @field_validator("embeddings")
+    @classmethod
+    def _apart(cls, models: tuple[EmbeddingConfig, ...]) -> tuple[EmbeddingConfig, ...]:
+        names = [model.name for model in models]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two models have one name: {', '.join(twice)}")
+        return models
 
     def decides(self) -> dict[str, dict[str, Any]]:
         """The settings that decide each part of the path; the engine, limits of time and addresses belong to none."""

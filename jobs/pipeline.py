@@ -1,21 +1,22 @@
 """The path of the data, top to bottom: read this first.
 
-    input -> units -> analyze -> select -> cut -> pack -> report
+    input -> units -> analyze, embed -> select -> cut -> pack -> report
 
-`analyze` decodes each source once and writes what it measured; `select` decides by rules over those tables; `cut` and
-`pack` write the shards that the selection planned. Each part skips what the run folder already has, so running again
-after any kind of death goes on where it stopped. Near-duplicates, concepts and captions have their place between
-`analyze` and `cut`; a run has no such tables until those parts exist, and its report says so.
+`analyze` decodes each source once and writes what it measured and a few frames; `embed` turns those frames into vectors;
+`select` decides by rules over the tables; `cut` and `pack` write the shards that the selection planned. Each part skips
+what the run folder already has, so running again after any kind of death goes on where it stopped. Near-duplicates,
+concepts and captions have their place between `analyze` and `cut`; a run has no such tables until those parts exist, and
+its report says so.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from bucketing import cut
-from curation import engine, lock, rules, run_folder, sources, storage
+from curation import embedding, engine, lock, rules, run_folder, sources, storage
 from curation.errors import ConfigError
 from filters import aesthetic, text
-from jobs import analyze, produce, selecting
+from jobs import analyze, embed, produce, selecting
 from jobs.budget import Budget
 from jobs.config import Config
 from jobs.events import Events, log
@@ -35,6 +36,7 @@ def run(location: str, folder: str, config: Config, limit: int | None = None, pa
         if storage.exists(storage.join(folder, "run.json")):
             produce.prepare(folder, run_folder.read(folder)["decides"]["produce"], config.decides()["produce"])
         run_folder.open_run(folder, {"input": location, **config.model_dump(mode="json")}, config.decides())
+        embed.check(folder, config)
         with log(folder) as events:
             wanted = listing if limit is None else sources.first(listing, limit)
             say_input(events, listing, wanted)
@@ -75,13 +77,17 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
             budget.read()
         if budget.over:
             return
-        results = engine.run(todo, analyze.steps(folder, config), config.engine)
+        path = embed.after(analyze.steps(folder, config), embed.steps(folder, config))
+        results = engine.run(todo, path, config.engine)
         for result in events.track("analyze", results, total=len(units), done=len(units) - len(todo)):
             events.event("unit", **result)
             budget.spend(result)
             if budget.over:
                 return
         storage.remove(storage.join(folder, "attempts"))
+        left = embed.missing(folder, config, [unit for unit in units if unit in done])
+        for item in events.track("embed", engine.run(left, embed.steps(folder, config), config.engine), total=len(left)):
+            events.event("embedded", **item)
     if "select" in parts:
         for subset in config.subsets:
             events.say(selecting.select(folder, config, subset))
@@ -105,6 +111,8 @@ def check(config: Config) -> None:
     text.check(config.text)
     aesthetic.check(config.aesthetic)
     cut.check()
+    for model in config.embeddings:
+        embedding.check(model, f"embeddings.{model.name}")
     analyze.stages(config)
 
 

@@ -17,7 +17,7 @@ from curation import storage
 from tests.faults.harness import ACTOR, BIN, CHILD, ROOT, Cluster, Process, members, named
 from tests.media_samples import make_video, moving, texture
 
-PROMISED = ("units", "sources", "clips", "series", "frames", "selection", "produced", "shards")
+PROMISED = ("units", "sources", "clips", "series", "frames", "embeddings", "selection", "produced", "shards")
 SETTINGS: dict[str, Any] = {
     "text": {"enabled": False},
     "subsets": [

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from curation.errors import ConfigError
+from curation.open_clip_model import import_package
 from curation.stage import Source
-from filters.aesthetic import Aesthetic, AestheticConfig, check, import_open_clip, load_head, middle_jpeg
+from filters.aesthetic import Aesthetic, AestheticConfig, check, load_head, middle_jpeg
 
 pytestmark = pytest.mark.skipif(
     any(find_spec(package) is None for package in ("torch", "torchvision", "open_clip")),
@@ -43,7 +44,7 @@ class Weights:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    open_clip = import_open_clip()
+    open_clip = import_package("aesthetic")
     import torch
 
     folder = tmp_path_factory.mktemp("weights")
@@ -101,7 +102,7 @@ def embedding(made: Weights, picture: bytes) -> Any:
     """Normalised embedding (1, WIDTH), computed straight from the model."""
     import torch
 
-    preprocess = import_open_clip().create_model_and_transforms(MODEL)[2]
+    preprocess = import_package("aesthetic").create_model_and_transforms(MODEL)[2]
     with torch.inference_mode(), Image.open(io.BytesIO(picture)) as image:
         x_ND = made.model.encode_image(preprocess(image.convert("RGB"))[None])
     return x_ND / x_ND.norm()

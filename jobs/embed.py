@@ -1,11 +1,11 @@
 """*Embed*: each analyzed unit's kept frames through every embedding model, a table a unit and model."""
 
 import json
-import resource
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -61,11 +61,6 @@ def check(run: str, config: Config) -> None:
                 )
 
 
-def peak_mb() -> float:
-    """Largest resident size that this process had so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 class EmbedUnits:
     """Takes units through the models, reading their kept frames and nothing else of them."""
 
@@ -96,7 +91,8 @@ class EmbedUnits:
                 wall, cpu = time.perf_counter(), time.process_time()
                 found = embedding.embed(model, clips, frames)
                 self._write(item["unit"], config, model.width, found)
-                spent = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall, "peak_mb": peak_mb()}
+                resident = psutil.Process().memory_info().rss / 2**20  # `ru_maxrss` begins with that of who started us
+                spent = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall, "peak_mb": resident}
                 costs.append({"unit": item["unit"], "stage": f"embed:{config.name}", "rows": len(found), "bytes": 0, **spent})
             name = f"{item['unit']}--{'+'.join(config.name for config, _ in lacking)}.parquet"
             storage.write_table(storage.join(self.run, "costs", name), storage.rows_table(costs, COSTS))

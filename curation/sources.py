@@ -138,13 +138,19 @@ def _entry(root: Path, file: Path, kind: str) -> Listed:
         # Not `Path.resolve`: it raises RuntimeError on links in a circle.
         if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(root):
             return _local(root, file, None, kind, "unreadable", "a symbolic link that leaves the corpus")
+    except OSError as error:
+        return _local(root, file, None, kind, "unreadable", str(error.strerror))
+    size, code, why = _size(file)
+    return _local(root, file, size, kind, code, why)
+
+
+def _size(file: Path) -> tuple[int | None, str | None, str | None]:
+    """Bytes of a plain file, or the error code and the reason: to open a pipe or a device may wait for ever."""
+    try:
         info = file.stat()
     except OSError as error:
-        code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-        return _local(root, file, None, kind, code, str(error.strerror))
-    if not stat.S_ISREG(info.st_mode):
-        return _local(root, file, None, kind, "unreadable", "not a regular file")
-    return _local(root, file, info.st_size, kind)
+        return None, "missing" if isinstance(error, FileNotFoundError) else "unreadable", str(error.strerror)
+    return (info.st_size, None, None) if stat.S_ISREG(info.st_mode) else (None, "unreadable", "not a regular file")
 
 
 def _local(root: Path, file: Path, size: int | None, kind: str, code: str | None = None, why: str | None = None) -> Listed:
@@ -226,13 +232,8 @@ def _named(root: str, named: str, kind: str) -> Listed:
     if not storage.is_remote(url):
         file = Path(root) / storage.local_path(named)
         path = str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
-        url, size, code, why = str(file), None, None, None
-        try:
-            size = file.stat().st_size
-        except OSError as error:
-            code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-            why = error.strerror
-        return Listed(storage.escape(path), storage.escape(url), size, kind, code, why)
+        size, code, why = _size(file)
+        return Listed(storage.escape(path), storage.escape(str(file)), size, kind, code, why)
     fs, remote = storage._remote(url)
     path = url.removeprefix(root).lstrip("/") if url.startswith(root) else url
     try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Event = dict[str, Any]
-PART_OF = {"unit": "analyze", "cut": "cut", "shard": "pack"}
+PART_OF = {"unit": "analyze", "embedded": "embed", "cut": "cut", "shard": "pack"}
 """Which part of the path an event counts for."""
 SILENT_S = 4 * BEAT_S
 """A driver that gave no sign of life for so long is taken for dead."""

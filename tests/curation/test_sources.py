@@ -140,3 +140,14 @@ def test_a_file_above_the_limit_is_never_read(tmp_path: Path) -> None:
     stage.open()
     (source,) = stage.rows(iter([Source("u", rows[0]["url"], {**rows[0], "status": "ok"})]))
     assert source.row["error_code"] == "too_large"
+
+
+def test_what_a_manifest_names_and_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
+    """A pipe without a writer would be waited for, and some devices never end."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "zero.mp4").symlink_to("/dev/zero")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "list.txt").write_text("pipe.mp4\nzero.mp4\nfolder.mp4\nnone.mp4\n")
+    found = {s.path: (s.bytes, s.error_code) for s in list_input(str(tmp_path / "list.txt")).sources}
+    assert found.pop("none.mp4") == (None, "missing")
+    assert found == dict.fromkeys(("pipe.mp4", "zero.mp4", "folder.mp4"), (None, "unreadable"))

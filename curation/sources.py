@@ -159,18 +159,16 @@ def _local(root: Path, file: Path, size: int | None, kind: str, code: str | None
 
 
 def _remote_folder(url: str) -> Listing:
-    fs, root = storage._remote(url)
-    protocol = url.split("://", 1)[0]
-    base = fs._strip_protocol(root).rstrip("/")
+    protocol, base, sizes = url.split("://", 1)[0], *storage.sizes(url)
     found: list[Listed] = []
     skipped: dict[str, int] = defaultdict(int)
-    for path, info in fs.find(base, detail=True).items():
+    for path, size in sizes.items():
         kind = kind_of(path)
         if kind is None:
             skipped[Path(path).suffix.lower() or "(none)"] += 1
         else:
             relative = storage.escape(path[len(base) :].lstrip("/"))
-            found.append(Listed(relative, storage.escape(f"{protocol}://{path.lstrip('/')}"), info.get("size"), kind))
+            found.append(Listed(relative, storage.escape(f"{protocol}://{path.lstrip('/')}"), size, kind))
     return Listing(found, dict(skipped))
 
 
@@ -234,10 +232,9 @@ def _named(root: str, named: str, kind: str) -> Listed:
         path = str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
         size, code, why = _size(file)
         return Listed(storage.escape(path), storage.escape(str(file)), size, kind, code, why)
-    fs, remote = storage._remote(url)
     path = url.removeprefix(root).lstrip("/") if url.startswith(root) else url
     try:
-        return Listed(storage.escape(path), storage.escape(url), fs.info(remote)["size"], kind)
+        return Listed(storage.escape(path), storage.escape(url), storage.size(url), kind)
     except FileNotFoundError:
         return Listed(storage.escape(path), storage.escape(url), None, kind, "missing", "no such object")
 
@@ -325,15 +322,11 @@ def _exact_copies(old: pa.Table, new: Sequence[Listed]) -> dict[str, str]:
 
 
 def _head_or_none(url: str) -> bytes | None:
-    """A digest of a file's first bytes, or None where it cannot be read."""
-    url = storage.unescape(url)
+    """A digest of a file's first bytes, or None where it cannot be read. Raises TimeoutError where its store is down."""
     try:
-        if storage.is_remote(url):
-            fs, path = storage._remote(url)
-            head = fs.cat_file(path, 0, HEAD_BYTES)
-        else:
-            with storage.open_read(url) as file:
-                head = file.read(HEAD_BYTES)
+        head = storage.read_bytes(storage.unescape(url), 0, HEAD_BYTES)
+    except TimeoutError:
+        raise
     except OSError:
         return None
     return hashlib.blake2b(head, digest_size=16).digest()

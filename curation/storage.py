@@ -182,6 +182,14 @@ def walk(folder: str, suffix: str = "") -> list[str]:
     return sorted(f for f in found if f.endswith(suffix) and not f.rsplit("/", 1)[-1].startswith(("_", ".")))
 
 
+def sizes(folder: str) -> tuple[str, dict[str, int | None]]:
+    """The folder of a URL as its store names it, and the bytes of every file below it by such a name."""
+    fs, path = _remote(folder)
+    base = str(fs._strip_protocol(path)).rstrip("/")
+    found = _asked(folder, lambda: fs.find(base, detail=True))
+    return base, {str(name): info.get("size") for name, info in found.items()}
+
+
 @contextlib.contextmanager
 def committed(url: str) -> Iterator[BinaryIO]:
     """A binary file to write; it appears under `url` when the block ends without an error, and never before."""

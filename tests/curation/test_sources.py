@@ -151,3 +151,22 @@ def test_what_a_manifest_names_and_is_no_plain_file_is_not_opened(tmp_path: Path
     found = {s.path: (s.bytes, s.error_code) for s in list_input(str(tmp_path / "list.txt")).sources}
     assert found.pop("none.mp4") == (None, "missing")
     assert found == dict.fromkeys(("pipe.mp4", "zero.mp4", "folder.mp4"), (None, "unreadable"))
+
+
+def test_a_store_that_is_down_is_no_reason_to_take_a_copy_for_an_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a plan once said of copies stays: it must not be made from answers that did not come."""
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"the same")
+    listing = list_input(str(tmp_path))
+
+    def down(url: str, offset: int = 0, size: int | None = None) -> bytes:
+        raise TimeoutError(url)
+
+    with monkeypatch.context() as patch, pytest.raises(TimeoutError):
+        patch.setattr("curation.storage.read_bytes", down)
+        plan_units(str(tmp_path / "run"), listing, UnitConfig())
+    assert not (tmp_path / "run" / "units").exists()
+    plan_units(str(tmp_path / "run"), listing, UnitConfig())
+    assert len(list((tmp_path / "run" / "units").iterdir())) == 1

@@ -34,11 +34,11 @@ Describe = Callable[[str, str], tuple[dict[str, Any], str | None]]
 """(unit, clip_id) -> what is known of the clip, and its caption."""
 
 
-def cut_keys(run: str, unit: str) -> set[str]:
-    """Keys of the samples that a unit's cuts speak of, made or not; empty where there are none yet."""
+def cuts(run: str, unit: str) -> dict[str, dict[str, Any]]:
+    """Key -> row of `CUTS` of every sample that a unit's cuts speak of, made or not; empty where there are none yet."""
     if not storage.exists(_place(run, unit, "parquet")):
-        return set()
-    return set(_cuts(run, unit))
+        return {}
+    return {row["key"]: row for row in _read(_place(run, unit, "parquet"))}
 
 
 def write_cuts(run: str, unit: str, made: Iterable[tuple[Made, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -68,13 +68,13 @@ def pack_shard(run: str, subset: str, shard: str, samples: Sequence[Mapping[str,
     report = storage.join(run, "produced", subset, f"{shard.replace('/', '--')}.parquet")
     if storage.exists(f"{place}.parquet") and storage.exists(report):
         return _said(subset, shard, _read(report))
-    cuts = {unit: _cuts(run, unit) for unit in sorted({s["unit"] for s in samples})}
+    of_unit = {unit: cuts(run, unit) for unit in sorted({s["unit"] for s in samples})}
     bucket = shard.split("/")[1]
     produced = []
     with storage.committed(f"{place}.tar") as out:
         tar = TarWriter(out)
         for sample in samples:
-            cut = cuts[sample["unit"]].get(sample["key"])
+            cut = of_unit[sample["unit"]].get(sample["key"])
             produced.append(_add(tar, run, sample, cut, describe) | {"shard": shard, "bucket": bucket})
         tar.close()
     storage.write_table(report, storage.rows_table(produced, PRODUCED))
@@ -94,10 +94,6 @@ def _place(run: str, unit: str, suffix: str) -> str:
 def _read(url: str) -> list[dict[str, Any]]:
     with storage.open_read(url) as file:
         return pq.read_table(file).to_pylist()  # type: ignore[no-any-return]
-
-
-def _cuts(run: str, unit: str) -> dict[str, dict[str, Any]]:
-    return {row["key"]: row for row in _read(_place(run, unit, "parquet"))}
 
 
 def _cut_row(tar: TarWriter, cut: Made, facts: Facts) -> dict[str, Any]:

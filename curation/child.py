@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from curation.errors import SourceError, StageError
+from curation.errors import ConfigError, ReelsetError, SourceError, StageError
 from curation.media import MediaLimits
 from curation.storage import FULL
 
@@ -31,6 +31,7 @@ T = TypeVar("T")
 POLL_S = 0.25
 BEAT_EVERY_S = 0.5
 START_S = 120.0
+RAISED: dict[str, type[ReelsetError]] = {"error": SourceError, "stage": StageError, "config": ConfigError}
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 """How a child ends that the kernel's out-of-memory killer or a person killed; no decoder ends itself so."""
 
@@ -57,8 +58,8 @@ class Child:
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(*args)` in the child. What it cost, also where it fails, is then in `usage`.
 
-        Raises the function's own SourceError, or SourceError timeout, memory or crashed; any other exception of the
-        function becomes SourceError internal. Raises StageError where not the source but this machine is at fault: no
+        Raises the function's own SourceError, StageError or ConfigError, or SourceError timeout, memory or crashed; any
+        other exception of the function becomes SourceError internal. Raises StageError where not the source but this machine is at fault: no
         child can be started, or there is no space for temporary data.
         """
         with contextlib.suppress(_KilledError):
@@ -82,10 +83,8 @@ class Child:
                 self.close()
         if not answered:
             raise SourceError("crashed", "the decoding process answered another call")
-        if kind == "error":
-            raise SourceError(*value)
-        if kind == "full":
-            raise StageError(*value)
+        if kind in RAISED:
+            raise RAISED[kind](*value)
         return value  # type: ignore[no-any-return]
 
     def close(self) -> None:
@@ -226,11 +225,15 @@ def _serve(descriptor: int, parent: int) -> None:
             kind, value = "value", function(*args, **kwargs)
         except SourceError as error:
             kind, value = "error", (error.code, error.message)
+        except StageError as error:
+            kind, value = "stage", (error.code, error.message)
+        except ConfigError as error:
+            kind, value = "config", (str(error),)
         except MemoryError:
             kind, value = "error", ("memory", "no memory left")
         except OSError as error:
             full = error.errno in FULL
-            kind, value = "full" if full else "error", ("disk" if full else "internal", f"{type(error).__name__}: {error}")
+            kind, value = "stage" if full else "error", ("disk" if full else "internal", f"{type(error).__name__}: {error}")
         except Exception as error:
             kind, value = "error", ("internal", f"{type(error).__name__}: {error}")
         after = resource.getrusage(resource.RUSAGE_SELF)

@@ -8,16 +8,31 @@ ones that run ahead. Items and results are small; what is large goes to the run 
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from curation import storage
+from curation.attempts import Attempt
 from curation.errors import ConfigError, StageError
 
 Item = dict[str, Any]
+
+MOST_BLOCKS = 20_000
+"""Blocks that Ray Data is given at once: beyond, each costs the driver more than it helps. An actor takes a block's items
+in turn, and one that dies takes them all again: workers know what is done."""
+NAMES = ("unit", "subset", "shard")
+"""Keys of an item that say to people which one it is."""
+LOOK_S = 5.0
+SAY_S = 30.0
+UNBORN = frozenset(("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING"))
 
 
 class PoolConfig(BaseModel):
@@ -40,7 +55,9 @@ class EngineConfig(BaseModel):
 
     kind: Literal["ray", "inline"] = "ray"
     address: str | None = None
-    """A Ray cluster to join (`auto`, `ray://...`); None starts one on this machine, or joins the submitting job's."""
+    """A Ray cluster to join (`auto`, `host:port`); None starts one on this machine, or joins the submitting job's."""
+    wait_s: PositiveFloat = 600.0
+    """How long a pool may be without a single actor, for want of room or because none can start, before the job ends."""
     cpu: PoolConfig = PoolConfig()
     gpu: PoolConfig = PoolConfig(cpus=0.5, gpus=1.0)
     write: PoolConfig = PoolConfig(cpus=0.5)
@@ -85,11 +102,17 @@ class Step:
     pool: PoolConfig
 
 
-def run(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> Iterator[Item]:
-    """Yield the result of each item as it is finished; the order is the engine's own."""
+def run(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig, marks: str) -> Iterator[Item]:
+    """Yield the result of each item as it is finished; the order is the engine's own.
+
+    `marks` is the folder in which actors say what they are at (`attempts`); it is removed with the last result. An item
+    may reach a worker again after the worker is done with it: what dies between a result and its receipt is done anew.
+    Raises ConfigError where the plan does not fit the cluster, StageError where a worker raised, where workers died again
+    and again, or where a pool had no actor for `wait_s`.
+    """
     if not items:
         return iter(())
-    return _inline(items, steps) if config.kind == "inline" else _ray(items, steps, config)
+    return _inline(items, steps) if config.kind == "inline" else _ray(items, steps, config, marks)
 
 
 def _inline(items: Sequence[Item], steps: Sequence[Step]) -> Iterator[Item]:
@@ -107,7 +130,7 @@ def _inline(items: Sequence[Item], steps: Sequence[Step]) -> Iterator[Item]:
             worker.close()
 
 
-def _actor(worker: Worker) -> type:
+def _actor(worker: Worker, marks: str) -> type:
     """The class of a Ray actor that opens `worker` once and maps rows.
 
     The worker travels inside the class: constructor arguments would live in the object store, and an actor whose
@@ -119,7 +142,10 @@ def _actor(worker: Worker) -> type:
             worker.open()
 
         def __call__(self, row: Item) -> Item:
-            return {"payload": worker(row["payload"])}
+            item, number = row["payload"], row["number"]
+            what = " ".join(str(item[name]) for name in NAMES if name in item)
+            with Attempt(f"{marks}.{number}.json", f"{worker.name} {what}"):
+                return {"payload": worker(item), "number": number}
 
         def __del__(self) -> None:
             worker.close()
@@ -128,7 +154,7 @@ def _actor(worker: Worker) -> type:
     return Actor
 
 
-def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> Iterator[Item]:
+def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig, marks: str) -> Iterator[Item]:
     start_ray(config)
     import ray
 
@@ -140,11 +166,12 @@ def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what a worker raised is said once, by us
     context.execution_options.preserve_order = False
     # Blocks are given as they are (no read task competes for CPUs); one item a block spreads items evenly.
-    blocks = min(len(items), 20_000)
-    dataset: ray.data.Dataset = ray.data.from_items([{"payload": item} for item in items], override_num_blocks=blocks)
-    for step, (smallest, now) in zip(steps, pools, strict=True):
+    rows = [{"payload": item, "number": number} for number, item in enumerate(items)]
+    dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(len(items), MOST_BLOCKS))
+    driver = uuid.uuid4().hex[:12]
+    for place, (step, (smallest, now)) in enumerate(zip(steps, pools, strict=True)):
         dataset = dataset.map(
-            _actor(step.worker),
+            _actor(step.worker, storage.join(marks, f"{driver}.{place}")),
             # A pool alone may start whole; pools side by side grow from their minima, or one would starve the next.
             # A pool grows on when nodes join, as far as there are items.
             compute=ray.data.ActorPoolStrategy(
@@ -156,11 +183,91 @@ def _ray(items: Sequence[Item], steps: Sequence[Step], config: EngineConfig) -> 
             num_gpus=step.pool.gpus or None,
             memory=int(step.pool.memory_gb * 2**30) if step.pool.memory_gb else None,
         )
+    watch = Watch(steps, config.wait_s)
     try:
-        for row in dataset.iter_rows():
+        for row in watch.over(dataset.iter_rows()):
             yield row["payload"]
-    except ray.exceptions.RayError as error:
-        raise StageError("stage_failed", _cause(error)) from error
+        storage.remove(marks)
+    except BaseException as error:
+        if watch.verdict:  # the interrupt that ended the wait may have become another error on its way
+            raise StageError("stage_failed", watch.verdict) from None
+        if isinstance(error, ray.exceptions.RayError):
+            raise StageError("stage_failed", _cause(error)) from error
+        raise
+
+
+class Watch(threading.Thread):
+    """Ends a wait that would have no end: Ray waits silently for room when others took it, or its last node is gone.
+
+    Sends the main thread an interrupt, with what to say of it in `verdict`, once a pool has had no actor for `wait_s`
+    although it asks for one.
+    """
+
+    def __init__(self, steps: Sequence[Step], wait_s: float) -> None:
+        super().__init__(daemon=True)
+        self.pools = {f"MapWorker(Map({step.worker.name}))": step for step in steps}
+        self.wait_s = wait_s
+        self.verdict: str | None = None
+        self.waits = False
+        self.ended = threading.Event()
+
+    def over(self, rows: Iterable[Item]) -> Iterator[Item]:
+        """Pass rows on, watching while the next one is waited for."""
+        self.start()
+        try:
+            self.waits = True
+            for row in rows:
+                self.waits = False
+                yield row
+                self.waits = True
+        finally:
+            self.waits = False
+            self.ended.set()
+
+    def run(self) -> None:
+        since: dict[str, float] = {}
+        said: set[str] = set()
+        while not self.ended.wait(LOOK_S):
+            states = _actor_states()
+            for name, step in self.pools.items():
+                if "ALIVE" in states[name] or not states[name] & UNBORN:
+                    since.pop(name, None)
+                    said.discard(name)
+                    continue
+                waited_s = time.monotonic() - since.setdefault(name, time.monotonic())
+                if waited_s > min(SAY_S, self.wait_s) and name not in said:
+                    said.add(name)
+                    logging.getLogger(__name__).warning("%s; waiting", _no_actor(step, waited_s))
+                if waited_s > self.wait_s and self.waits:
+                    self.verdict = (
+                        f"{_no_actor(step, waited_s)}. engine.wait_s is {self.wait_s:g} s: what is done stays, run again"
+                    )
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    return
+
+
+def _actor_states() -> dict[str, set[str]]:
+    """Class name -> states of this job's actors. Ray's public call for it asks the dashboard, which need not be there."""
+    import ray
+    from ray._private import state
+
+    job = ray.get_runtime_context().get_job_id()
+    found: dict[str, set[str]] = defaultdict(set)
+    for actor in state.actors(job_id=ray.JobID.from_hex(job)).values():
+        found[actor["ActorClassName"]].add(actor["State"])
+    return found
+
+
+def _no_actor(step: Step, waited_s: float) -> str:
+    from ray._private import state
+
+    nodes = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    free = Counter(_said(node) for node in nodes.values())
+    there = ", ".join(f"{n} x {said}" for said, n in free.items())
+    return (
+        f"{step.worker.name}: no actor for {waited_s:.0f} s; one needs {_said(_needs(step.pool))} on one node, "
+        f"free on the nodes: {there or 'none'}"
+    )
 
 
 def _cause(error: BaseException) -> str:
@@ -178,8 +285,10 @@ def start_ray(config: EngineConfig) -> None:
     if ray.is_initialized():
         return
     joined = config.address or os.environ.get("RAY_ADDRESS")
+    if joined and joined.startswith("ray://"):
+        raise ConfigError(f"engine.address {joined!r}: Ray Data has no client mode; submit the command with `ray job submit`")
     ray.init(
-        address=joined,
+        address=joined or "local",  # None would join whatever cluster was last started on this machine, dead or alive
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=True,

@@ -1,7 +1,6 @@
 """The first stage: what a source is, whether it can be read at all, and whether any requested subset wants it."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from curation import storage
@@ -41,7 +40,8 @@ class Probe(Stage):
             raise SourceError(row["error_code"], row["error_message"])
         check_bytes(row["bytes"] or 0, self.limits)  # before it is downloaded and read for its content_id
         with storage.local_copy(source.url) as path:
-            row["content_id"] = _content_id(path)
+            with source.costs[self.name].of(self.child):
+                row["content_id"] = self.child.call(content_hash, path)
             row["source_id"] = source_id(row["path"], row["bytes"], row["content_id"])
             with source.costs[self.name].of(self.child):
                 row |= self.child.call(probe, str(path), self.limits)
@@ -50,14 +50,3 @@ class Probe(Stage):
         if reason is not None:
             row |= {"status": "rejected", "reason": reason}
             source.skip = not self.score_all
-
-
-def _content_id(path: Path) -> str:
-    try:
-        return content_hash(path)
-    except FileNotFoundError as error:
-        raise SourceError("missing", f"{path.name}: no such file") from error
-    except (PermissionError, IsADirectoryError) as error:
-        raise SourceError("unreadable", f"{path.name}: {error.strerror}") from error
-    except OSError as error:
-        raise SourceError("read_failed", f"{path.name}: {error.strerror}") from error

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from curation import storage
-from curation.errors import ConfigError
+from curation.child import beat
+from curation.errors import ConfigError, SourceError
 from curation.tables import SOURCES
 
 VIDEO = frozenset(
@@ -30,6 +31,7 @@ IMAGE = frozenset((".jpg", ".jpeg", ".png", ".webp"))
 PATH_COLUMNS = ("path", "file", "url", "video", "file_name")
 LOOKS = 32
 """Files that are looked at side by side: each look waits for a store or a network disk."""
+HASH_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16
 """Files of one size are read whole only where so many first bytes agree: by chance, sizes agree often."""
 
@@ -245,9 +247,26 @@ def _extra_name(column: str) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """`content_id`: BLAKE2b-128 of the whole file, 32 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    """`content_id`: BLAKE2b-128 of the whole file, 32 hexadecimal digits.
+
+    Raises SourceError missing, unreadable (no plain file: a pipe or a device has no end) or read_failed.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        # Not to wait for a writer, should a pipe have taken the file's place since it was listed.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SourceError("unreadable", f"{path.name}: not a regular file")
+            while block := file.read(HASH_BYTES):
+                digest.update(block)
+                beat()
+    except FileNotFoundError as error:
+        raise SourceError("missing", f"{path.name}: no such file") from error
+    except PermissionError as error:
+        raise SourceError("unreadable", f"{path.name}: {error.strerror}") from error
+    except OSError as error:
+        raise SourceError("read_failed", f"{path.name}: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def source_id(path: str, size: int | None, content_id: str | None) -> str:
@@ -334,8 +353,6 @@ def _head_or_none(url: str) -> bytes | None:
 
 def _hash_or_none(url: str) -> str | None:
     """The content hash, or None where the file cannot be read now: *analyze* will record why."""
-    from curation.errors import SourceError
-
     try:
         with storage.local_copy(url) as path:
             return content_hash(path)

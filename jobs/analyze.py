@@ -1,14 +1,15 @@
 """*Analyze*: units of sources through the stages, each unit committed as its tables."""
 
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from curation import storage
+from curation import attempts, storage
 from curation.engine import EngineConfig, Item, Step
+from curation.errors import SourceError
 from curation.probe import Probe
 from curation.rules import SubsetConfig, source_stopped, stopped
 from curation.sources import UNITS, source_id
@@ -18,7 +19,6 @@ from filters.aesthetic import Aesthetic
 from filters.measure import Measure, MeasureConfig
 from filters.text import ReadText
 from jobs import metrics
-from jobs.attempts import Attempts
 from jobs.config import Config
 
 
@@ -94,7 +94,6 @@ class AnalyzeUnits:
         self.reads = reads
         self.writes = writes
         self.name = "+".join(stage.name for stage in chain) or "write"
-        self.driver = uuid.uuid4().hex
 
     def open(self) -> None:
         for stage in self.chain:
@@ -105,28 +104,37 @@ class AnalyzeUnits:
             stage.close()
 
     def __call__(self, item: Item) -> Item:
-        began = time.perf_counter()
-        sources = read_unit(self.run, item["unit"]) if self.reads else iter(item["sources"])
-        attempts = Attempts(self.run, f"{item['unit']}.{self.name}", self.driver)
-        sources = attempts.guard(sources)
+        unit, began = item["unit"], time.perf_counter()
+        if self.reads and storage.exists(storage.join(self.run, "sources", f"{unit}.parquet")):
+            return committed_unit(self.run, unit)  # by an actor that died before it could say so
+        if not self.reads and "sources" not in item:
+            return item
+        sources = begun(read_unit(self.run, unit) if self.reads else item["sources"])
         for stage in self.chain:
             sources = stage.rows(sources)
         done = list(sources)
-        result = write_unit(self.run, item["unit"], done) if self.writes else {"unit": item["unit"], "sources": done}
-        attempts.done()
+        result = write_unit(self.run, unit, done) if self.writes else {"unit": unit, "sources": done}
         if self.writes:
             metrics.committed(self.run, done)
         metrics.unit_took(self.run, self.name, time.perf_counter() - began)
         return result
 
 
+def begun(sources: Iterable[Source]) -> Iterator[Source]:
+    """Pass sources on, each noted before it is worked on; one that killed too many workers as an error row."""
+    for source in sources:
+        if source.live:
+            try:
+                attempts.at(source.row["source_id"])
+            except SourceError as error:
+                source.fail(error)
+        yield source
+    attempts.at()
+
+
 def read_unit(run: str, unit: str) -> Iterator[Source]:
     """The sources of one unit of the work list."""
-    with storage.open_read(storage.join(run, "units", f"{unit}.parquet")) as file:
-        import pyarrow.parquet as pq
-
-        listed = pq.read_table(file).to_pylist()
-    for row in listed:
+    for row in _read(run, "units", unit).to_pylist():
         extra = {k: v for k, v in row.items() if k not in UNITS.names}
         fresh = dict.fromkeys(SOURCES.names) | {k: row[k] for k in ("unit", "path", "bytes", "kind")}
         fresh |= {"status": "ok", "source_id": source_id(row["path"], row["bytes"], None)}
@@ -156,20 +164,31 @@ def write_unit(run: str, unit: str, sources: Sequence[Source]) -> Item:
     }
     for name, table in tables.items():
         storage.write_table(storage.join(run, name, f"{unit}.parquet"), table)
-    states = [s.row["status"] for s in sources]
+    return _counted(unit, [s.row | {"stage": metrics.failed_in(s)} for s in sources], len(clips), list(costs.values()))
+
+
+def committed_unit(run: str, unit: str) -> Item:
+    """What `write_unit` returned of a committed unit, but for the stages at which its sources failed."""
+    sources, clips, costs = (_read(run, table, unit) for table in ("sources", "clips", "costs"))
+    return _counted(unit, sources.to_pylist(), clips.num_rows, costs.to_pylist())
+
+
+def _read(run: str, table: str, unit: str) -> pa.Table:
+    with storage.open_read(storage.join(run, table, f"{unit}.parquet")) as file:
+        return pq.read_table(file)
+
+
+def _counted(unit: str, sources: Sequence[dict[str, Any]], clips: int, costs: Sequence[dict[str, Any]]) -> Item:
+    """A unit's counts, and enough of each source in error to look at it again (`reelset inspect --replay SOURCE_ID`)."""
+    states = [row["status"] for row in sources]
+    shown = ("source_id", "path", "error_code", "error_message", "stage")
     return {
         "unit": unit,
         "ok": states.count("ok"),
         "rejected": states.count("rejected"),
         "error": states.count("error"),
-        "clips": len(clips),
-        "video_s": sum(s.row["duration_s"] or 0.0 for s in sources),
-        "cpu_s": sum(row["cpu_s"] for row in costs.values()),
-        "in_error": [_error(s) for s in sources if s.row["error_code"]],
+        "clips": clips,
+        "video_s": sum(row["duration_s"] or 0.0 for row in sources),
+        "cpu_s": sum(row["cpu_s"] for row in costs),
+        "in_error": [{name: row.get(name) for name in shown} for row in sources if row["error_code"]],
     }
-
-
-def _error(source: Source) -> dict[str, Any]:
-    """What the event log says of a source in error: enough to look at it again (`reelset inspect --replay SOURCE_ID`)."""
-    row = {name: source.row[name] for name in ("source_id", "path", "error_code", "error_message")}
-    return {**row, "stage": metrics.failed_in(source)}

@@ -69,6 +69,8 @@ def again(folder: str, file: Path | None, overrides: Sequence[str], rules: Seque
 
 def follow(folder: str, config: Config, events: Events, parts: Sequence[str], units: Sequence[str]) -> None:
     """The parts in order, each doing only what is missing."""
+    marks = storage.join(folder, "attempts")
+    storage.remove(marks)  # of a driver that died
     if "analyze" in parts:
         done = set(analyze.done_units(folder))
         todo = [{"unit": unit} for unit in units if unit not in done]
@@ -78,25 +80,25 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
         if budget.over:
             return
         path = embed.after(analyze.steps(folder, config), embed.steps(folder, config))
-        results = engine.run(todo, path, config.engine)
+        results = engine.run(todo, path, config.engine, marks)
         for result in events.track("analyze", results, total=len(units), done=len(units) - len(todo)):
             events.event("unit", **result)
             budget.spend(result)
             if budget.over:
                 return
-        storage.remove(storage.join(folder, "attempts"))
         left = embed.missing(folder, config, [unit for unit in units if unit in done])
-        for item in events.track("embed", engine.run(left, embed.steps(folder, config), config.engine), total=len(left)):
+        embedded = engine.run(left, embed.steps(folder, config), config.engine, marks)
+        for item in events.track("embed", embedded, total=len(left)):
             events.event("embedded", **item)
     if "select" in parts:
         for subset in config.subsets:
             events.say(selecting.select(folder, config, subset))
     if "produce" in parts:
         plan = produce.missing(folder, config)
-        cuts = engine.run(plan.cuts, produce.cut_steps(folder, config), config.engine)
+        cuts = engine.run(plan.cuts, produce.cut_steps(folder, config), config.engine, marks)
         for result in events.track("cut", cuts, total=len(plan.cuts)):
             events.event("cut", **result)
-        shards = engine.run(plan.shards, produce.pack_steps(folder, config), config.engine)
+        shards = engine.run(plan.shards, produce.pack_steps(folder, config), config.engine, marks)
         for result in events.track("pack", shards, total=len(plan.shards)):
             events.event("shard", **result)
         produce.clean(folder, config)

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from bucketing import buckets
 from bucketing.cut import Cut, EncodeConfig, Made, Turn, cut_image, cut_video
-from bucketing.pack import cut_keys, pack_shard, write_cuts
-from curation import run_folder, storage
+from bucketing.pack import cuts, pack_shard, write_cuts
+from curation import attempts, run_folder, storage
 from curation.child import Child, shared
 from curation.engine import Item, Step
 from curation.errors import ConfigError, SourceError
@@ -49,12 +49,12 @@ def missing(run: str, config: Config) -> Missing:
                 samples.append({"clip_id": clip_id, "unit": unit, "key": cut_key(clip_id, subset.bucket_class)})
             shards.append({"subset": subset.name, "shard": shard, "samples": samples})
     there = set(storage.names(storage.join(run, "cuts"), ".parquet"))
-    cuts = [
+    lacking = [
         {"unit": unit, "clips": sorted(clips)}
         for unit, clips in sorted(wanted.items())
-        if f"{unit}.parquet" not in there or not {cut_key(*clip) for clip in clips} <= cut_keys(run, unit)
+        if f"{unit}.parquet" not in there or not {cut_key(*clip) for clip in clips} <= cuts(run, unit).keys()
     ]
-    return Missing(cuts, shards)
+    return Missing(lacking, shards)
 
 
 def prepare(run: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -133,11 +133,15 @@ class CutUnits:
             self.child.close()
 
     def __call__(self, item: Item) -> Item:
-        rows = write_cuts(self.run, item["unit"], self.cuts(item["unit"], item["clips"]))
+        unit, there = item["unit"], cuts(self.run, item["unit"])
+        if {cut_key(*clip) for clip in item["clips"]} <= there.keys():  # by an actor that died before it could say so
+            rows = list(there.values())
+        else:
+            rows = write_cuts(self.run, unit, self.made(unit, item["clips"]))
         made = sum(row["status"] == "ok" for row in rows)
-        return {"unit": item["unit"], "cut": made, "failed": len(rows) - made}
+        return {"unit": unit, "cut": made, "failed": len(rows) - made}
 
-    def cuts(self, unit: str, clips: Sequence[tuple[str, int]]) -> Iterator[tuple[Made, dict[str, Any]]]:
+    def made(self, unit: str, clips: Sequence[tuple[str, int]]) -> Iterator[tuple[Made, dict[str, Any]]]:
         """The samples of a unit, source by source, each with the facts of its index row."""
         known = unit_rows(self.run, unit)
         urls = {row["path"]: row["url"] for row in _rows(self.run, "units", unit)}
@@ -152,11 +156,13 @@ class CutUnits:
             with tempfile.TemporaryDirectory(prefix="cut-", dir=storage.scratch()) as folder:
                 for made, cut in zip(self.make(urls[source["path"]], source, cuts, folder), cuts, strict=True):
                     yield made, _facts(cut)
+        attempts.at()
 
     def make(self, url: str, source: Mapping[str, Any], cuts: list[Cut], folder: str) -> list[Made]:
         """Cut one source; where the source fails, each of its samples fails with its code."""
         assert self.child is not None, "open() comes first"
         try:
+            attempts.at(source["source_id"])
             with storage.local_copy(url) as path:
                 if source["kind"] == "image":
                     return self.child.call(cut_image, str(path), cuts, self.encode, self.limits, folder)

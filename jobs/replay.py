@@ -106,7 +106,7 @@ def _again(source: Source, config: Config) -> Source:
     try:
         done = child.call(through, source, stages)
     except SourceError as error:
-        source.fail(SourceError("worker_died", error.message))
+        source.fail(SourceError("worker_died", error.message) if error.code == "crashed" else error)
         return source
     finally:
         child.close()

@@ -233,7 +233,10 @@ def make(run: str, config: Config) -> str:
     done = set(analyze.done_units(run))
     todo = [{"unit": n.removesuffix(".parquet")} for n in storage.names(storage.join(run, "units")) if n[:-8] not in done]
     worker = analyze.AnalyzeUnits(run, [NoDecode()], reads=True, writes=True)
-    clips = sum(result["clips"] for result in engine.run(todo, [engine.Step(worker, config.engine.cpu)], config.engine))
+    clips = sum(
+        result["clips"]
+        for result in engine.run(todo, [engine.Step(worker, config.engine.cpu)], config.engine, storage.join(run, "attempts"))
+    )
     return f"{len(todo)} units, {clips} clips"
 
 

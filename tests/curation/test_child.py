@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from curation import child
-from curation.errors import SourceError, StageError
+from curation.errors import ConfigError, SourceError, StageError
 from curation.media import MediaLimits
 
 QUICK = MediaLimits(stall_s=2.0, source_s=5.0, memory_mb=400)
@@ -102,6 +102,18 @@ def worker() -> "child.Child":  # type: ignore[misc]
     made = child.Child(QUICK)
     yield made
     made.close()
+
+
+def unfit(kind: str) -> None:
+    raise StageError("read_failed", "the store is away") if kind == "store" else ConfigError("no weights")
+
+
+def test_what_is_not_the_sources_fault_stays_so(worker: child.Child) -> None:
+    with pytest.raises(StageError, match="read_failed: the store is away"):
+        worker.call(unfit, "store")
+    with pytest.raises(ConfigError, match="no weights"):
+        worker.call(unfit, "config")
+
 
 
 def test_results_and_errors_come_back(worker: child.Child) -> None:

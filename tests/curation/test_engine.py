@@ -29,7 +29,7 @@ def steps(*cpus: float, gpus: float = 0.0, least: int = 1) -> list[Step]:
 
 def test_inline_runs_every_worker_in_turn_and_closes_them() -> None:
     chain = steps(1, 1)
-    results = list(run([{"x": 1}, {"x": 2}], chain, EngineConfig(kind="inline")))
+    results = list(run([{"x": 1}, {"x": 2}], chain, EngineConfig(kind="inline"), ""))
     assert [r["x"] for r in results] == [4, 8]
     assert not any(s.worker.opened for s in chain)  # type: ignore[attr-defined]
 

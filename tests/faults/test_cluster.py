@@ -71,7 +71,7 @@ def through_two_pools(address: str) -> None:
     """Rows larger than the object store, from one pool to another."""
     pool = PoolConfig(cpus=0.5, max_actors=1)
     steps = [Step(Swell(), pool), Step(Shrink(), pool)]
-    results = list(engine.run([{"n": n} for n in range(BLOCKS)], steps, EngineConfig(address=address)))
+    results = list(engine.run([{"n": n} for n in range(BLOCKS)], steps, EngineConfig(address=address), tempfile.mkdtemp()))
     assert sorted(r["n"] for r in results) == list(range(BLOCKS)) and {r["bytes"] for r in results} == {BLOCK_MB << 20}
 
 
@@ -104,7 +104,9 @@ def through_a_slow_pool(address: str) -> None:
     """Four times what the object store holds, past a pool that is slow; never more than half of it waits."""
     pool = PoolConfig(cpus=0.5, max_actors=1)
     items = [{"n": n} for n in range(4 * STORE_MB // FILL_MB)]
-    results = list(engine.run(items, [Step(Fill(), pool), Step(Drain(), pool)], EngineConfig(address=address)))
+    results = list(
+        engine.run(items, [Step(Fill(), pool), Step(Drain(), pool)], EngineConfig(address=address), tempfile.mkdtemp())
+    )
     assert len(results) == len(items)
     waiting = [sum(r["made"] <= now < r["taken"] for r in results) for now in (r["made"] for r in results)]
     assert max(waiting) * FILL_MB <= STORE_MB / 2, f"{max(waiting)} blocks of {FILL_MB} MB waited"
@@ -187,7 +189,7 @@ class Slow(Swell):
 def slowly(address: str) -> None:
     """Twenty tasks of two seconds, one at a time on each CPU."""
     items = [{"n": n} for n in range(20)]
-    results = list(engine.run(items, [Step(Slow(), PoolConfig())], EngineConfig(address=address)))
+    results = list(engine.run(items, [Step(Slow(), PoolConfig())], EngineConfig(address=address), tempfile.mkdtemp()))
     assert len(results) == len(items)
     assert len({r["node"] for r in results}) == 2, "the node that joined had no work"
 
@@ -223,7 +225,7 @@ class Long(Swell):
 def past_a_quick_pool(address: str) -> None:
     """Two CPUs, a pool on each at first: the first has nothing to do any more, and gives its CPU to the second."""
     steps = [Step(Quick(), PoolConfig()), Step(Long(), PoolConfig())]
-    results = list(engine.run([{"n": n} for n in range(20)], steps, EngineConfig(address=address)))
+    results = list(engine.run([{"n": n} for n in range(20)], steps, EngineConfig(address=address), tempfile.mkdtemp()))
     assert sorted(r["n"] for r in results) == list(range(20))
     assert len({r["long"] for r in results}) == 2, "the pool that was done kept its CPU"
 

@@ -59,7 +59,7 @@ class Child:
         """`function(*args)` in the child. What it cost, also where it fails, is then in `usage`.
 
         Raises the function's own SourceError, StageError or ConfigError, or SourceError timeout, memory or crashed; any
-        other exception of the function becomes SourceError internal. Raises StageError where not the source but this machine is at fault: no
+        other exception of the function becomes SourceError internal. Raises StageError where this machine is at fault: no
         child can be started, or there is no space for temporary data.
         """
         with contextlib.suppress(_KilledError):

@@ -7,6 +7,7 @@ work twice and remove each other's temporary files. So the second is refused.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from curation.errors import ConfigError, StageError
 NAME = ".lock"
 LEASE_S = 60.0
 """A lease on an object store that was not renewed for so long has lost its owner. It is renewed three times as often."""
+MARGIN_S = 5.0
+"""So long before the lease's end its owner stops: hosts' clocks differ, and a request under way takes its time."""
 
 
 @contextlib.contextmanager
@@ -29,7 +32,7 @@ def hold(run: str) -> Iterator[None]:
     """Hold a run folder's lock for the length of a block, in the main thread.
 
     Raises ConfigError that names the owner where another process has it, and StageError lock_lost, out of the block,
-    where another took a lease over because this process could not renew it in time.
+    where a lease was not renewed in time, and another process took it over or may do so.
     """
     lock = Lease(run) if storage.is_remote(run) else FileLock(run)
     lock.acquire()
@@ -38,7 +41,7 @@ def hold(run: str) -> Iterator[None]:
     except BaseException:  # the interrupt that says so may have become another error on its way
         if not lock.lost:
             raise
-        raise StageError("lock_lost", f"another process took over {run!r}: this one ends") from None
+        raise StageError("lock_lost", f"the lease on {run!r} was not renewed in time: another process may have it") from None
     finally:
         lock.release()
 
@@ -80,10 +83,13 @@ class FileLock(Lock):
             file = path.open("a+b")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 with file:
                     file.seek(0)
                     raise self.refused(_owner(file.read())) from None
+            except OSError as error:
+                file.close()
+                raise ConfigError(f"{self.run!r} cannot be locked on its file system: {error.strerror}") from error
             # Whoever held it before removes the file: a lock on a removed file is none.
             if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                 self.file = file
@@ -101,47 +107,63 @@ class FileLock(Lock):
 
 
 class Lease(Lock):
-    """An object created only where there is none (a conditional PUT), renewed while its owner lives."""
+    """An object that is put only where there is none or only in place of what was read (conditional PUTs), and renewed
+    while its owner lives. Before it runs out nobody else touches it; the hosts' clocks must agree to within `MARGIN_S`.
+    """
 
     def __init__(self, run: str) -> None:
         super().__init__(run)
+        self.until = 0.0
         self.stop = threading.Event()
-        self.renewer = threading.Thread(target=self._renew, daemon=True)
+        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._renew, self._watch)]
 
     def acquire(self) -> None:
-        if not storage.create(self.place, self._page()):
-            owner = self._owner()
-            if time.time() < owner.get("until", 0.0):
-                raise self.refused(owner)
-            storage.remove(self.place)
-            if not storage.create(self.place, self._page()):
-                raise self.refused(self._owner())
-        self.renewer.start()
+        if not self._put(None):
+            old = self._page()
+            owner = _owner(old or b"")
+            if time.time() < owner.get("until", 0.0) or not self._put(old):
+                raise self.refused(_owner(self._page() or b""))
+        for thread in self.threads:
+            thread.start()
 
     def release(self) -> None:
         self.stop.set()
-        self.renewer.join(LEASE_S)
-        if not self.lost:
+        for thread in self.threads:
+            thread.join(LEASE_S)
+        if not self.lost and time.time() < self.until - MARGIN_S:
             storage.remove(self.place)
 
-    def _renew(self) -> None:
-        while not self.stop.wait(LEASE_S / 3):
-            # A store that does not answer now is asked again: only another owner's name ends this one.
-            with contextlib.suppress(OSError):
-                if self._owner().get("token", self.me["token"]) != self.me["token"]:
-                    self.lost = True
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                    return
-                storage.write_bytes(self.place, self._page())
+    def _put(self, old: bytes | None) -> bool:
+        """Put a page of ours in place of `old`; False where another's stands there."""
+        until = time.time() + LEASE_S
+        page = json.dumps({**self.me, "until": until}).encode()
+        if not storage.swap(self.place, old, page, LEASE_S / 3):
+            return False
+        self.until = until
+        return True
 
-    def _page(self) -> bytes:
-        return json.dumps({**self.me, "until": time.time() + LEASE_S}).encode()
-
-    def _owner(self) -> dict[str, Any]:
+    def _page(self) -> bytes | None:
         try:
-            return _owner(storage.read_bytes(self.place))
+            return storage.read_bytes(self.place)
         except FileNotFoundError:
-            return {}
+            return None
+
+    def _renew(self) -> None:
+        while not self.lost and not self.stop.wait(LEASE_S / 3):
+            try:
+                page = self._page()  # ours: it may be newer than the last of which an answer came
+                if page is None or _owner(page).get("token") != self.me["token"] or not self._put(page):
+                    self.lost = True
+            except Exception as error:  # whatever it is: asked again, until the lease runs out
+                logging.getLogger(__name__).warning("the lease on %r was not renewed: %s", self.run, error)
+
+    def _watch(self) -> None:
+        """Ends the main thread's work as soon as the lease is another's, or could be."""
+        while not self.stop.wait(LEASE_S / 60):
+            if self.lost or time.time() > self.until - MARGIN_S:
+                self.lost = True
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
 
 
 def _owner(page: bytes) -> dict[str, Any]:

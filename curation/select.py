@@ -6,11 +6,11 @@ clip that passes the rules has weight 1 and no cluster.
 
 import hashlib
 from collections.abc import Mapping
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import pyarrow as pa
 
+from curation import storage
 from curation.rules import SubsetConfig, clip_rule, literal, reason_sql, source_rule
 from curation.tables import SELECTION
 
@@ -75,10 +75,7 @@ def select(sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous
     `unselected:too_small|too_few_frames`, `unselected:aspect_mix`, `kept`. The same rows in another order or number of
     files give the same table.
     """
-    import duckdb
-
-    with TemporaryDirectory() as spill, duckdb.connect() as connection:
-        connection.execute(f"SET temp_directory = {literal(spill)}; SET memory_limit = '{MEMORY}'")
+    with storage.database(MEMORY) as connection:
         connection.execute("SET preserve_insertion_order = false")
         for name, rows in {"sources": sources, "clips": clips, "previous": previous, "fits": fits}.items():
             connection.register(name, rows)

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from curation.errors import ConfigError, SourceError, StageError
 
 if TYPE_CHECKING:
+    import duckdb
     import fsspec
 
 T = TypeVar("T")
@@ -86,14 +87,15 @@ def _remote(url: str) -> tuple["fsspec.AbstractFileSystem", str]:
 _silent_since: dict[str, float] = {}
 
 
-def _asked(url: str, ask: Callable[[], T]) -> T:
+def _asked(url: str, ask: Callable[[], T], within_s: float = OUTAGE_S) -> T:
     """What a store answers. It is asked again, ever more slowly, while it is busy or out of reach.
 
-    Raises TimeoutError once it has been silent for `OUTAGE_S`, and at once what asking again would not mend: its own
-    OSError (FileNotFoundError, PermissionError, ...), or ConfigError where its client cannot ask at all.
+    Raises TimeoutError once the store has been silent for `OUTAGE_S` or has not answered this for `within_s`, whatever
+    else it answered; and at once what asking again would not mend: its own OSError (FileNotFoundError, PermissionError,
+    ...), or ConfigError where its client cannot ask at all.
     """
     place = url.split("/", 3)[2]
-    wait = 0.2
+    wait, began = 0.2, time.monotonic()
     while True:
         try:
             answer = ask()
@@ -102,9 +104,11 @@ def _asked(url: str, ask: Callable[[], T]) -> T:
         except _not_now() as error:
             if isinstance(error, OSError) and not isinstance(error, _passing()) and error.errno not in BUSY:
                 raise
-            silent_s = time.monotonic() - _silent_since.setdefault(place, time.monotonic())
-            if silent_s + wait > OUTAGE_S:
-                raise TimeoutError(f"{url}: the store did not answer for {OUTAGE_S:g} s: {error}") from error
+            now = time.monotonic()
+            silent_s = now - _silent_since.setdefault(place, now)
+            if silent_s + wait > OUTAGE_S or now - began + wait > within_s:
+                asked_s = max(silent_s, now - began)
+                raise TimeoutError(f"{url}: the store did not answer for {asked_s:.0f} s: {error}") from error
             logging.getLogger(__name__).warning("%s: the store does not answer: %s", url, error)
         except _unable() as error:
             raise ConfigError(f"{url}: {error}") from error
@@ -222,15 +226,41 @@ def write_bytes(url: str, data: bytes) -> None:
         out.write(data)
 
 
-def create(url: str, data: bytes) -> bool:
-    """Commit `data` under the URL of an object store where nothing is there yet; False where something is."""
+def swap(url: str, old: bytes | None, new: bytes, within_s: float = OUTAGE_S) -> bool:
+    """Put `new` in the place of `old` (None: of nothing) on an object store; False where something else is there.
+
+    One conditional PUT: creation everywhere, replacement on S3 alone. Another store's client has no such replacement:
+    there, what is put between a look and this PUT is lost.
+    """
     fs, path = _remote(url)
+
+    def put() -> bool:
+        condition = {"mode": "create"} if old is None else {}
+        if old is not None:
+            fs.invalidate_cache()
+            tag = fs.info(path).get("ETag")
+            if bytes(fs.cat_file(path)) != old:
+                return False
+            condition = {"IfMatch": tag} if "s3" in fs.protocol else {}
+        try:
+            fs.pipe_file(path, new, **condition)
+        except OSError as error:
+            if not _refused(error):
+                raise
+            return False
+        return True
+
     try:
-        _asked(url, lambda: fs.pipe_file(path, data, mode="create"))
-    except FileExistsError:
         # An answer that was lost on its way is asked for again: then it is our own bytes that are there.
-        return read_bytes(url) == data
-    return True
+        return _asked(url, put, within_s) or read_bytes(url) == new
+    except FileNotFoundError:
+        return False
+
+
+def _refused(error: OSError) -> bool:
+    """Whether a conditional PUT found another state than its condition."""
+    answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    return isinstance(error, FileExistsError) or answer in ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -279,16 +309,38 @@ def _unless_gone(_function: object, _path: object, error: Any) -> None:
 
 
 def sweep(folder: str) -> None:
-    """Remove what killed processes left: temporary files below a local run folder, and scratch folders on this machine.
+    """Remove what killed processes left: temporary files below a run folder, and scratch folders on this machine.
 
     The caller holds the run folder's lock. A worker that outlived its driver may lose the file it is writing: nobody
-    waits for it.
+    waits for it. On S3 the temporary files are the parts of uploads that were never completed: invisible, and paid for.
     """
     _sweep_scratch()
-    if not is_remote(folder):
+    if is_remote(folder):
+        _sweep_uploads(folder)
+    else:
         for path in local_path(folder).rglob("_*"):
             if path.is_file():
                 path.unlink(missing_ok=True)
+
+
+def _sweep_uploads(folder: str) -> None:
+    fs, path = _remote(folder)
+    if "s3" not in fs.protocol:
+        return
+    bucket, key, _ = fs.split_path(path)
+    page: dict[str, Any] = {}
+    try:
+        while True:
+            ask = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/", **page}
+            found = _asked(folder, lambda ask=ask: fs.call_s3("list_multipart_uploads", **ask))  # type: ignore[misc]
+            for upload in found.get("Uploads", []):
+                with contextlib.suppress(FileNotFoundError):  # completed or aborted by now
+                    _asked(folder, lambda upload=upload: fs.abort_mpu(bucket, upload["Key"], upload["UploadId"]))  # type: ignore[misc]
+            if not found.get("IsTruncated"):
+                return
+            page = {"KeyMarker": found["NextKeyMarker"], "UploadIdMarker": found["NextUploadIdMarker"]}
+    except (PermissionError, NotImplementedError) as error:
+        logging.getLogger(__name__).warning("%s: unfinished uploads are left to the bucket's own rules: %s", folder, error)
 
 
 def write_table(url: str, table: pa.Table) -> None:
@@ -354,6 +406,14 @@ def _download(url: str) -> Path:
             raise StageError("disk", f"{tempfile.gettempdir()}: {error.strerror}") from error
         raise SourceError("read_failed", f"{url}: {error}") from error
     return target
+
+
+def database(memory: str = "4GB") -> "duckdb.DuckDBPyConnection":
+    """DuckDB in this process, with `memory` before it spills to a temporary file."""
+    import duckdb
+
+    spill = tempfile.mkdtemp(prefix="duckdb-", dir=scratch())  # its own: two databases would write one file
+    return duckdb.connect(config={"memory_limit": memory, "temp_directory": spill})
 
 
 SCRATCH = "reelset-scratch-"

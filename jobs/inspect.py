@@ -2,11 +2,8 @@
 
 import csv as csv_format
 import io
-import os
 import re
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -48,11 +45,8 @@ def connect(run: str, names: Sequence[str] = VIEWS) -> "duckdb.DuckDBPyConnectio
     `selection` and `produced` have a column `subset`; `shards` has the shards' own indexes with `subset`, `split`,
     `bucket` and `shard` (`<split>/<bucket>/shard-000000`). Raises ConfigError where `run` is no run folder.
     """
-    import duckdb
-
     run_folder.read(run)
-    spill = Path(tempfile.gettempdir()) / f"reelset-duckdb-{os.getpid()}"
-    connection = duckdb.connect(config={"memory_limit": "4GB", "temp_directory": str(spill)})
+    connection = storage.database()
     connection.execute("LOAD parquet")
     connection.execute("SET parquet_metadata_cache = true")
     if storage.is_remote(run):

@@ -84,12 +84,10 @@ def _unit_of_source(run: str) -> pa.Table:
 
 def _planned(run: str, subset: str, units: pa.Table, done: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """(shard, clip_id, unit) of the planned samples that are in no shard of `done`, shard by shard, in order."""
-    import duckdb
-
     query = """SELECT shard, clip_id, unit FROM selection LEFT JOIN units USING (source_id)
                WHERE shard IS NOT NULL AND shard NOT IN (SELECT shard FROM done) ORDER BY shard, position"""
     columns = ["clip_id", "source_id", "shard", "position"]
-    with duckdb.connect() as connection:
+    with storage.database() as connection:
         connection.register("selection", storage.read_table(storage.join(run, "selection", subset), SELECTION, columns))
         connection.register("units", units)
         connection.register("done", pa.table({"shard": pa.array(done, pa.string())}))

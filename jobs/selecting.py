@@ -100,11 +100,9 @@ def _join(chosen: pa.Table, placed: pa.Table) -> pa.Table:
 @contextmanager
 def _fits(folder: str, units: Sequence[str], bucket_class: int) -> Iterator[pa.RecordBatchReader]:
     """Which bucket each clip fits, as a stream of `FIT` rows."""
-    import duckdb
-
     query = """SELECT c.* EXCLUDE (source_id, status), s.pixel_aspect, s.rotation FROM clips c JOIN sources s USING (source_id)
                WHERE c.status = 'ok'"""
-    with duckdb.connect(config={"memory_limit": rules_select.MEMORY}) as connection:
+    with storage.database(rules_select.MEMORY) as connection:
         connection.register("sources", _stream(folder, "sources", units, SOURCES, SHAPE_COLUMNS))
         connection.register("clips", _stream(folder, "clips", units, CLIPS, FIT_COLUMNS))
         found = connection.sql(query).to_arrow_reader(FIT_ROWS)

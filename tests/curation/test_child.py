@@ -115,7 +115,6 @@ def test_what_is_not_the_sources_fault_stays_so(worker: child.Child) -> None:
         worker.call(unfit, "config")
 
 
-
 def test_results_and_errors_come_back(worker: child.Child) -> None:
     assert worker.call(double, 21) == 42
     with pytest.raises(SourceError, match="not_media: no film"):

@@ -106,7 +106,8 @@ def test_a_lease_that_ran_out_is_taken_over(bucket: str) -> None:
 
 
 def test_a_lease_is_renewed_and_a_lost_one_ends_its_driver(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "LEASE_S", 0.3)
+    monkeypatch.setattr(lock, "LEASE_S", 1.5)
+    monkeypatch.setattr(lock, "MARGIN_S", 0.2)
     with pytest.raises(StageError, match="lock_lost"), lock.hold(bucket):
         first = json.loads(storage.read_bytes(f"{bucket}/.lock"))["until"]
         deadline = time.monotonic() + 20
@@ -117,3 +118,17 @@ def test_a_lease_is_renewed_and_a_lost_one_ends_its_driver(bucket: str, monkeypa
         storage.write_bytes(f"{bucket}/.lock", json.dumps({"token": "other", "until": time.time() + 60}).encode())
         time.sleep(20)
     assert json.loads(storage.read_bytes(f"{bucket}/.lock"))["token"] == "other"
+
+
+def test_a_lease_that_cannot_be_renewed_ends_its_driver_before_another_may_take_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise ConfigError("the credentials ran out")
+
+    monkeypatch.setattr(lock, "LEASE_S", 1.5)
+    monkeypatch.setattr(lock, "MARGIN_S", 0.5)
+    with pytest.raises(StageError, match="lock_lost"), lock.hold(bucket):
+        monkeypatch.setattr(storage, "swap", refuse)
+        time.sleep(20)
+    assert time.time() < json.loads(storage.read_bytes(f"{bucket}/.lock"))["until"]

@@ -186,5 +186,14 @@ def test_a_source_that_is_gone_or_forbidden_is_blamed(shaky: Shaky) -> None:
 
 def test_a_creation_whose_answer_was_lost_is_known_for_ones_own(shaky: Shaky) -> None:
     shaky.troubles.append(ConnectionResetError())
-    assert storage.create("shaky://b/lock", b"mine")
-    assert not storage.create("shaky://b/lock", b"other")
+    assert storage.swap("shaky://b/lock", None, b"mine")
+    assert not storage.swap("shaky://b/lock", None, b"other")
+
+
+def test_a_swap_leaves_what_it_does_not_know(shaky: Shaky) -> None:
+    assert not storage.swap("shaky://b/lock", b"old", b"new")  # nothing is there
+    storage.write_bytes("shaky://b/lock", b"another")
+    assert not storage.swap("shaky://b/lock", b"old", b"new")
+    assert storage.read_bytes("shaky://b/lock") == b"another"
+    assert storage.swap("shaky://b/lock", b"another", b"new")
+    assert storage.read_bytes("shaky://b/lock") == b"new"

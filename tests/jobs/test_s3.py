@@ -6,13 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from curation import lock, storage
+from curation.errors import ConfigError
 from jobs import pipeline
 from tests.faults.store import Store
 from tests.jobs.conftest import settings
@@ -124,18 +128,59 @@ def test_a_killed_driver_is_gone_on_from(start: Start, on_disk: dict[str, str], 
     assert {name: written(run)[name] for name in done} == {name: when[name] for name in done}, "done units are not done again"
 
 
-def test_an_upload_that_was_cut_short_is_never_seen(store: Store) -> None:
-    url = "s3://films/partial/large"
-    code = (
-        "import sys; from curation import storage; print('go', flush=True); storage.write_bytes(sys.argv[1], bytes(60 << 20))"
-    )
-    store.bytes_per_s = 4e6
-    command = [sys.executable, "-c", code, url]
-    writer = subprocess.Popen(command, cwd=ROOT, env=os.environ | store.env(), stdout=subprocess.PIPE)
-    assert writer.stdout is not None and writer.stdout.readline() == b"go\n"
-    time.sleep(3)  # of fifteen that the upload takes
+@pytest.mark.parametrize(("megabytes", "bytes_per_s"), [(60, 4e6), (160, 3e7)], ids=["whole", "in parts"])
+def test_an_upload_that_was_cut_short_is_never_seen(store: Store, megabytes: int, bytes_per_s: float) -> None:
+    folder = f"s3://films/partial-{megabytes}"
+    url = f"{folder}/large"
+    code = "import sys; from curation import storage; storage.write_bytes(sys.argv[1], bytes(int(sys.argv[2]) << 20))"
+    store.bytes_per_s = bytes_per_s
+    command = [sys.executable, "-c", code, url, str(megabytes)]
+    writer = subprocess.Popen(command, cwd=ROOT, env=os.environ | store.env())
+    deadline = time.monotonic() + 60
+    while megabytes > 100 and not uploads():
+        assert writer.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(2)  # of the five that the rest of it takes, or more
     assert writer.poll() is None
     writer.kill()
     writer.communicate()
     store.bytes_per_s = None
-    assert not storage.exists(url) and storage.names("s3://films/partial") == []
+    assert not storage.exists(url) and storage.names(folder) == []
+    if megabytes > 100:
+        assert uploads() == [f"partial-{megabytes}/large"], "its parts are kept, and paid for"
+        storage.sweep(folder[:-1])  # another folder: its name only begins alike
+        assert uploads() == [f"partial-{megabytes}/large"]
+    storage.sweep(folder)
+    assert uploads() == []
+
+
+def uploads() -> list[str]:
+    """Keys of the uploads that were begun and not ended."""
+    import boto3
+
+    return [upload["Key"] for upload in boto3.client("s3").list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
+
+
+@pytest.mark.parametrize("page", [None, json.dumps({"token": "gone", "until": 0.0}).encode()], ids=["none", "expired"])
+def test_of_many_drivers_at_once_one_has_the_lease(store: Store, page: bytes | None) -> None:
+    for turn in range(8):
+        run = f"s3://films/race-{page is None}-{turn}"
+        if page:
+            storage.write_bytes(f"{run}/.lock", page)
+        racers, start = [lock.Lease(run) for _ in range(6)], threading.Barrier(6)
+        with ThreadPoolExecutor(6) as pool:
+            won = list(pool.map(partial(holds, start), racers))
+        assert won.count(True) == 1, won
+        owner = json.loads(storage.read_bytes(f"{run}/.lock"))
+        assert owner["token"] == racers[won.index(True)].me["token"]
+        racers[won.index(True)].release()
+        assert not storage.exists(f"{run}/.lock")
+
+
+def holds(start: threading.Barrier, lease: lock.Lease) -> bool:
+    start.wait()
+    try:
+        lease.acquire()
+    except ConfigError:
+        return False
+    return True

@@ -4,7 +4,7 @@ Nothing is told, and Ray is not imported, where this process is no part of a Ray
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from curation.stage import Source
@@ -46,6 +46,15 @@ def finished_one(run: str, part: str, left: int) -> None:
         _meters().left.set(left, {"run": run, "part": part})
 
 
+def standing(run: str, states: Mapping[str, int], codes: Mapping[str, int]) -> None:
+    """The driver's count of the whole run's sources, earlier drivers' included: it does not go with an actor."""
+    if _cluster():
+        for status, number in states.items():
+            _meters().run_sources.set(number, {"run": run, "status": status})
+        for code, number in codes.items():
+            _meters().run_errors.set(number, {"run": run, "code": code})
+
+
 def failed_in(source: Source) -> str:
     """The stage at which a source in error failed: the last that worked on it."""
     return "worker" if source.row["error_code"] == "worker_died" else next(reversed(source.costs), "worker")
@@ -69,6 +78,8 @@ class Meters:
         self.stage_sources = Counter("reelset_stage_sources", "Sources through a stage", ("run", "stage"))
         self.cpu = Counter("reelset_stage_cpu_seconds", "CPU time of a stage, its child processes included", ("run", "stage"))
         self.unit = Histogram("reelset_unit_seconds", "Wall time of a unit in a pool", list(UNIT_BOUNDS_S), ("run", "pool"))
+        self.run_sources = Gauge("reelset_run_sources", "Sources of the whole run so far, by outcome", ("run", "status"))
+        self.run_errors = Gauge("reelset_run_errors", "Sources of the whole run in error so far, by code", ("run", "code"))
         self.items = Counter("reelset_items", "Units analyzed or cut, shards packed", ("run", "part"))
         self.left = Gauge("reelset_items_left", "Units or shards of a part that are not finished yet", ("run", "part"))
 

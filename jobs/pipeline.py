@@ -16,7 +16,7 @@ from bucketing import cut
 from curation import embedding, engine, lock, rules, run_folder, sources, storage
 from curation.errors import ConfigError
 from filters import aesthetic, text
-from jobs import analyze, embed, produce, selecting
+from jobs import analyze, embed, metrics, produce, selecting
 from jobs.budget import Budget
 from jobs.config import Config
 from jobs.events import Events, log
@@ -75,8 +75,7 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
         done = set(analyze.done_units(folder))
         todo = [{"unit": unit} for unit in units if unit not in done]
         budget = Budget(folder, config.error_budget)
-        if config.error_budget < 1:  # one of 1 is never over: nothing needs to be read for it
-            budget.read()
+        budget.read()
         if budget.over:
             return
         path = embed.after(analyze.steps(folder, config), embed.steps(folder, config))
@@ -84,6 +83,7 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
         for result in events.track("analyze", results, total=len(units), done=len(units) - len(todo)):
             events.event("unit", **result)
             budget.spend(result)
+            metrics.standing(folder, budget.states, budget.codes)
             if budget.over:
                 return
         left = embed.missing(folder, config, [unit for unit in units if unit in done])

@@ -1,10 +1,10 @@
 """A small corpus, the bytes that an uninterrupted run makes of it, and what can be seen of a run from its folder."""
 
-import hashlib
 import os
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,11 @@ import psutil
 import yaml
 
 from curation import storage
+from jobs.events import logs
 from tests.faults.harness import ACTOR, BIN, CHILD, ROOT, Cluster, Process, members, named
 from tests.media_samples import make_video, moving, texture
+from tests.promised import fingerprints
 
-PROMISED = ("units", "sources", "clips", "series", "frames", "embeddings", "selection", "produced", "shards")
 SETTINGS: dict[str, Any] = {
     "text": {"enabled": False},
     "subsets": [
@@ -35,6 +36,8 @@ SETTINGS: dict[str, Any] = {
     "encode": {"preset": "ultrafast"},
 }
 SOURCES, ERRORS, UNITS = 16, 2, 8
+REMOTE_CORPUS = "s3://bucket/corpus"
+"""The same files in the store: a run folder there has its corpus there too."""
 
 
 def make_corpus(folder: Path) -> Path:
@@ -70,7 +73,8 @@ class Bench:
     def job(self, run: str, cluster: Cluster | None, *more: str) -> Process:
         """`reelset run` on the corpus; inline where there is no cluster."""
         engine = ["--engine", "inline"] if cluster is None else ["--engine", "ray", "--address", cluster.address]
-        command = [str(BIN / "reelset"), "run", "-i", str(self.corpus), "-o", run, "-c", str(self.settings), *engine, *more]
+        corpus = REMOTE_CORPUS if storage.is_remote(run) else str(self.corpus)
+        command = [str(BIN / "reelset"), "run", "-i", corpus, "-o", run, "-c", str(self.settings), *engine, *more]
         env = self.env if cluster is None else cluster.env
         self.jobs.append(Process(command, self.folder / f"job-{secrets.token_hex(4)}.log", env))
         return self.jobs[-1]
@@ -90,7 +94,10 @@ class Bench:
 
 def make_bench(folder: Path, env: Mapping[str, str]) -> Bench:
     """A bench with its uninterrupted run, made inline; `env` is added to the environment of all its jobs."""
+    import fsspec
+
     corpus = make_corpus(folder / "corpus")
+    fsspec.filesystem("s3").put(f"{corpus}/", f"{REMOTE_CORPUS}/", recursive=True)
     settings = folder / "settings.yaml"
     settings.write_text(yaml.safe_dump(SETTINGS))
     scratch = folder / "tmp"
@@ -118,14 +125,20 @@ def leftovers(run: str, scratch: Path) -> list[str]:
     """Files that a finished run must not leave: in its folder, and in the folder for temporary files."""
     here = [storage.join(run, part) for part in ("attempts", "cuts", ".lock")]
     found = [url for url in here if storage.exists(url)]
-    if not storage.is_remote(run):
+    if storage.is_remote(run):
+        found += uploads(run)
+    else:
         found += [str(path) for path in Path(run).rglob("_*")]
     return found + [str(path) for path in scratch.glob("reelset-*/*")]
 
 
-def fingerprints(run: str) -> dict[str, str]:
-    """Name -> SHA-256 of every file that a run promises to make again with the same bytes."""
-    return {url.removeprefix(run): hashlib.sha256(storage.read_bytes(url)).hexdigest() for url in _files(run, *PROMISED)}
+def uploads(run: str) -> list[str]:
+    """Uploads into the run folder that were begun and not ended."""
+    import fsspec
+
+    bucket, _, key = run.removeprefix("s3://").partition("/")
+    found = fsspec.filesystem("s3").call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
+    return [upload["Key"] for upload in found.get("Uploads", [])]
 
 
 def committed(run: str) -> dict[str, Any]:
@@ -139,12 +152,19 @@ def progress(run: str) -> int:
 
 
 def in_flight(run: str) -> int:
-    """Units and shards that were begun and are not done; on an object store only those being analyzed can be seen."""
-    done = set(storage.names(storage.join(run, "sources"), ".parquet"))
-    marks = [name for name in storage.names(storage.join(run, "attempts")) if f"{name.split('.')[0]}.parquet" not in done]
-    if storage.is_remote(run):
-        return len(marks)
-    return len(marks) + sum(1 for part in ("cuts", "shards") for _ in Path(run, part).rglob("_*.tar.*"))
+    """Units and shards that workers are at."""
+    return len(storage.names(storage.join(run, "attempts")))
+
+
+def repeated(run: str) -> dict[str, int]:
+    """Units, cuts and shards that drivers of this run had the result of more than once, and how often."""
+    done = Counter(
+        " ".join(str(event[key]) for key in ("event", "unit", "subset", "shard") if key in event)
+        for _, log in logs(run)
+        for event in log
+        if event["event"] in ("unit", "cut", "shard")
+    )
+    return {what: times for what, times in done.items() if times > 1}
 
 
 def counts(run: str) -> tuple[int, dict[str, int]]:

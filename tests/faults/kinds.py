@@ -202,6 +202,8 @@ class Kind:
     place: str = "disk"
     early: bool = False
     """Only while there is something to decode."""
+    at_once: bool = False
+    """While the corpus is listed and planned, before any work."""
     each: int = 1
     """Only in every so manieth turn: it takes minutes."""
 
@@ -217,6 +219,7 @@ KINDS = {
     "output made read-only": Kind(read_only, goes_on=False, place="small"),
     "SIGINT": Kind(interrupted, goes_on=False),
     "store out of reach for seconds": Kind(store_away, goes_on=True, place="s3"),
+    "store out of reach as the job begins": Kind(store_away, goes_on=True, place="s3", at_once=True),
     "temporary folder full": Kind(scratch_full, goes_on=None, place="scratch", early=True),
     "raylet leaves, another joins": Kind(raylet_leaves, goes_on=True),
     "SIGTERM": Kind(terminated, goes_on=False),

@@ -14,12 +14,14 @@ import pytest
 
 from curation import engine, storage
 from curation.engine import EngineConfig, Item, PoolConfig, Step
-from tests.faults.bench import ERRORS, SOURCES, UNITS, Bench, counts, fingerprints, leftovers, progress, strays
+from tests.faults.bench import ERRORS, SOURCES, UNITS, Bench, counts, leftovers, progress, strays
 from tests.faults.harness import ACTOR, CHILD, Cluster, Process, kill, named, wait_for
 from tests.jobs.test_metrics import exported
+from tests.promised import fingerprints
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 STORE_MB, BLOCK_MB, BLOCKS, FILL_MB = 80, 100, 6, 8
+QUEUE = "ray_data_operator_queued_blocks"
 SPILLED = "ray_spill_manager_objects_bytes"
 
 
@@ -122,7 +124,7 @@ def test_a_slow_pool_holds_back_the_one_before_it(small: Cluster, tmp_path: Path
         spilled += [value for name, tags, value in told if name == SPILLED and tags["State"] == "Spilled"]
         time.sleep(0.3)
     assert job.wait() == 0, job.said()[-3000:]
-    assert FILL_MB * 10**6 <= most <= STORE_MB * 10**6
+    assert FILL_MB * 10**6 <= most <= 0.6 * STORE_MB * 10**6
     assert len(set(spilled)) == 1, "more was spilled than by the test before"
 
 
@@ -133,20 +135,24 @@ def test_ray_tells_prometheus_what_the_docs_say(bench: Bench, cluster: Cluster, 
     while job.running:
         now: Counter[str] = Counter()
         for name, tags, value in cluster.metrics():
-            if tags.get("run") == run:
+            if tags.get("run") == run or name == QUEUE:
                 now[name] += value
-        told |= now
+        told |= {name: max(value, told.get(name, 0.0)) for name, value in now.items()}
         time.sleep(0.5)
     assert job.wait() == 0, job.said()[-3000:]
     named = {f"{name}_count" if name.endswith("unit_seconds") else name for name in exported()}
     assert named - set(told) <= {"ray_reelset_clip_errors_total"}  # no clip has an error here
     assert 1 <= told["ray_reelset_sources_total"] <= SOURCES and told["ray_reelset_errors_total"] <= ERRORS
+    assert told["ray_reelset_run_sources"] == SOURCES and told["ray_reelset_run_errors"] == ERRORS
+    assert told[QUEUE] >= 1, "units waited before the pool"
 
 
 @pytest.mark.parametrize("raylets,cpus", [(1, 0.5), (1, 1), (2, 0.5), (4, 0.7)])
 def test_any_number_of_raylets_gives_the_same_bytes(
     bench: Bench, small: Cluster, tmp_path: Path, raylets: int, cpus: float
 ) -> None:
+    for node in small.nodes[raylets - 1 :]:
+        small.lose(node)
     small.grow(raylets - 1)
     run = tmp_path / "run"
     job = bench.job(str(run), small, "--set", f"engine.cpu.cpus={cpus}")

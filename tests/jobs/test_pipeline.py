@@ -16,14 +16,7 @@ from curation import storage
 from curation.errors import ConfigError
 from jobs import pipeline
 from tests.jobs.conftest import SUBSET, settings
-
-PROMISED = ("sources", "clips", "series", "frames", "selection", "produced", "shards", "units")
-
-
-def fingerprints(run: Path) -> dict[str, str]:
-    """Every file that the run folder promises to make again with the same bytes."""
-    files = [p for part in PROMISED for p in sorted((run / part).rglob("*")) if p.is_file()]
-    return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+from tests.promised import fingerprints
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +96,20 @@ def test_plain_webdataset_reads_the_shards(whole: Path) -> None:
 
 
 def test_running_again_does_nothing_and_changes_nothing(whole: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = fingerprints(whole)
+    before = fingerprints(str(whole))
     assert pipeline.run(str(corpus / "manifest.csv"), str(whole), settings()) == 0
-    assert fingerprints(whole) == before
+    assert fingerprints(str(whole)) == before
     said = capsys.readouterr().err
     assert "analyze:" not in said and "nothing new" in said
 
 
 def test_a_lost_shard_is_made_again_with_the_same_bytes(whole: Path, corpus: Path) -> None:
-    before = fingerprints(whole)
+    before = fingerprints(str(whole))
     shard = next((whole / "shards").rglob("*.tar"))
     shard.unlink()
     shard.with_suffix(".parquet").unlink()
     assert pipeline.run(str(corpus / "manifest.csv"), str(whole), settings()) == 0
-    assert fingerprints(whole) == before
+    assert fingerprints(str(whole)) == before
 
 
 def test_other_settings_are_refused_before_work(whole: Path, corpus: Path) -> None:
@@ -131,11 +124,11 @@ def test_other_settings_are_refused_before_work(whole: Path, corpus: Path) -> No
 def test_other_rules_make_another_selection_beside_the_first(whole: Path) -> None:
     rules = whole.parent / "fast.yaml"
     rules.write_text("clip_rules: ['motion_mv > 1000']\nimage_rules: ['width > 9']\n")
-    before = fingerprints(whole)
+    before = fingerprints(str(whole))
     assert pipeline.again(str(whole), None, [], [str(rules)], ("select",)) == 0
     reasons = Counter(r["reason"] for r in storage.read_table(str(whole / "selection" / "fast")).to_pylist())
     assert reasons == {"rule:motion_mv > 1000": 3, "kept": 1}
-    assert before.items() <= fingerprints(whole).items()
+    assert before.items() <= fingerprints(str(whole)).items()
     same_name = whole.parent / "tiny.yaml"
     same_name.write_text("clip_rules: ['motion_mv > 1000']\n")
     with pytest.raises(ConfigError, match="shards of 'tiny' were made by another selection"):
@@ -150,10 +143,10 @@ def test_later_sources_are_new_units_and_leave_the_old_bytes(corpus: Path, tmp_p
         (tmp_path / "in" / name).write_bytes((corpus / name).read_bytes())
     run = tmp_path / "run"
     pipeline.run(str(tmp_path / "in"), str(run), settings())
-    before = fingerprints(run)
+    before = fingerprints(str(run))
     (tmp_path / "in" / names[1]).write_bytes((corpus / names[1]).read_bytes())
     pipeline.run(str(tmp_path / "in"), str(run), settings())
-    after = fingerprints(run)
+    after = fingerprints(str(run))
     assert before.items() <= after.items()
     assert len(list((run / "shards").rglob("*.tar"))) == 2
 
@@ -182,7 +175,7 @@ def test_ray_gives_the_same_bytes(whole: Path, corpus: Path, tmp_path: Path) -> 
     command = [sys.executable, "-c", code, str(corpus / "manifest.csv"), str(run)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert fingerprints(run) == fingerprints(whole)
+    assert fingerprints(str(run)) == fingerprints(str(whole))
 
 
 def test_a_killed_driver_costs_nothing_but_time(whole: Path, corpus: Path, tmp_path: Path) -> None:
@@ -201,7 +194,7 @@ def test_a_killed_driver_costs_nothing_but_time(whole: Path, corpus: Path, tmp_p
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     assert pipeline.run(str(corpus / "manifest.csv"), str(run), settings()) == 0
-    assert fingerprints(run) == fingerprints(whole)
+    assert fingerprints(str(run)) == fingerprints(str(whole))
     assert not list(run.rglob("_*")) and not (run / "cuts").exists()
     assert (run / "run.json").exists()
 

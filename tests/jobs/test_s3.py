@@ -1,6 +1,5 @@
 """A run whose input and folder are in an object store, against a real S3 server on this machine."""
 
-import hashlib
 import json
 import os
 import signal
@@ -20,13 +19,13 @@ from curation.errors import ConfigError
 from jobs import pipeline
 from tests.faults.store import Store
 from tests.jobs.conftest import settings
+from tests.promised import fingerprints
 
 pytest.importorskip("moto", reason="the S3 server comes with the extra `dev`")
 pytest.importorskip("s3fs", reason="the S3 client comes with the extra `s3`")
 
 ROOT = Path(__file__).parent.parent.parent
 INPUT, BUCKET = "s3://films/in", "films"
-PROMISED = ("sources", "clips", "series", "frames", "selection", "produced", "shards")
 JOB = (
     "import sys; from jobs import pipeline; from tests.jobs.conftest import settings;"
     "sys.exit(pipeline.run(sys.argv[1], sys.argv[2], settings()))"
@@ -74,12 +73,6 @@ def on_disk(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     run = tmp_path_factory.mktemp("runs") / "disk"
     assert pipeline.run(str(corpus / "manifest.csv"), str(run), settings()) == 0
     return fingerprints(str(run))
-
-
-def fingerprints(run: str) -> dict[str, str]:
-    """Every file that must come out the same, by its name within the run."""
-    files = [url for part in PROMISED for url in storage.walk(storage.join(run, part))]
-    return {url.removeprefix(run): hashlib.sha256(storage.read_bytes(url)).hexdigest() for url in files}
 
 
 def written(run: str) -> dict[str, object]:

@@ -48,19 +48,19 @@ def read(run: str) -> dict[str, Any]:
     return page
 
 
-def open_run(run: str, config: Mapping[str, Any], decides: Mapping[str, Mapping[str, Any]]) -> None:
-    """Start a run folder, or go on with one, before any work.
+def resume(run: str, decides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The `run.json` of a folder to go on with, None for a new one; nothing is written yet.
 
-    `decides` has the settings that decide each part (`analyze`, `select`, `produce`). A folder whose *analyze*
-    settings differ is refused with the difference: its measures would mean two things.
+    `decides` has the settings that decide each part (`analyze`, `select`, `produce`). Raises ConfigError for a folder
+    that is no run, and for one whose *analyze* settings differ, with the difference: its measures would mean two things.
     """
-    place = storage.join(run, "run.json")
-    if storage.exists(place):
-        check(read(run), run, decides, "analyze")
-    elif storage.names(run):
+    if storage.exists(storage.join(run, "run.json")):
+        page = read(run)
+        check(page, run, decides, "analyze")
+        return page
+    if storage.names(run):
         raise ConfigError(f"output {run!r} exists and is no run folder: give an empty or a new folder")
-    write(run, config, decides)
-    storage.sweep(run)
+    return None
 
 
 def write(run: str, config: Mapping[str, Any], decides: Mapping[str, Mapping[str, Any]]) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -21,48 +22,63 @@ from jobs import metrics
 PLAIN_EVERY_S = 10.0
 BEAT_S = 15.0
 """Seconds between two signs of life of a driver: its log's time on a disk, the log put again on an object store."""
+PIECE = 2000
+"""Lines of a piece of a log on an object store: half a megabyte or so."""
 
 
 class Events:
     """Tells people on standard error, and keeps every event as a line of `events/<process>.jsonl`.
 
-    An object store cannot append: there the whole log is put again every `BEAT_S` seconds in which something happened.
+    An object store cannot append: there the last piece of the log is put again every `BEAT_S` seconds in which something
+    happened, and the next one is begun when it has `PIECE` lines.
     """
 
     def __init__(self, run: str, console: Console | None = None) -> None:
         self.run = run
         self.console = console or Console(stderr=True, highlight=False)
         started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        self.url = storage.join(run, "events", f"driver-{started}-{os.getpid()}.jsonl")
+        self.name = storage.join(run, "events", f"driver-{started}-{os.getpid()}")
+        self.pieces = 0
         self.lines: list[str] = []
-        self.written = 0
+        """Those of the last piece on an object store; on a disk those that are not written yet."""
+        self.new = False
         self.writing = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """Where the log, or the last piece of it, stands."""
+        return f"{self.name}{f'.{self.pieces:06d}' if self.pieces else ''}.jsonl"
 
     def event(self, kind: str, **facts: Any) -> None:
         """Record one event."""
-        self.lines.append(json.dumps({"time": datetime.now(UTC).isoformat(), "event": kind, **facts}))
+        with self.writing:
+            self.lines.append(json.dumps({"time": datetime.now(UTC).isoformat(), "event": kind, **facts}) + "\n")
+            self.new = True
         if not storage.is_remote(self.url):
             self.flush()
 
     def flush(self) -> None:
         """Bring the log to the run folder."""
         with self.writing:
-            count = len(self.lines)
             if storage.is_remote(self.url):
-                storage.write_bytes(self.url, "".join(f"{line}\n" for line in self.lines[:count]).encode())
+                storage.write_bytes(self.url, "".join(self.lines).encode())
+                if len(self.lines) >= PIECE:
+                    self.pieces += 1
+                    self.lines = []
             else:
                 path = storage.local_path(self.url)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a") as file:
-                    file.writelines(f"{line}\n" for line in self.lines[self.written : count])
-            self.written = count
+                    file.writelines(self.lines)
+                self.lines = []
+            self.new = False
 
     def beat(self) -> None:
         """Show that this process lives. A disk or store that refuses is asked again at the next beat."""
         with contextlib.suppress(OSError):
             if not storage.is_remote(self.url):
                 os.utime(storage.local_path(self.url))
-            elif self.written < len(self.lines):
+            elif self.new:
                 self.flush()
 
     def say(self, text: str) -> None:
@@ -125,13 +141,15 @@ def log(run: str) -> Iterator[Events]:
     try:
         yield events
         events.event("end")
+        events.flush()
     except BaseException as error:
-        events.event("failed", error=f"{type(error).__name__}: {error}"[:2000])
+        with contextlib.suppress(OSError):  # the disk or store that failed may be the one that this goes to
+            events.event("failed", error=f"{type(error).__name__}: {error}"[:2000])
+            events.flush()
         raise
     finally:
         ended.set()
         beating.join()
-        events.flush()
 
 
 def _beat(events: Events, ended: threading.Event) -> None:
@@ -140,12 +158,15 @@ def _beat(events: Events, ended: threading.Event) -> None:
 
 
 def logs(run: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The logs of a run, oldest first, each as its URL and its events; a line that a kill cut short is passed over."""
+    """The logs of a run, oldest first, each as the URL of its last piece and its events.
+
+    A line that a kill cut short is passed over.
+    """
     folder = storage.join(run, "events")
-    for name in storage.names(folder, ".jsonl"):
-        url = storage.join(folder, name)
+    for _, pieces in groupby(storage.names(folder, ".jsonl"), key=lambda name: name.split(".")[0]):
         events = []
-        for line in storage.read_bytes(url).splitlines():
-            with contextlib.suppress(ValueError):
-                events.append(json.loads(line))
+        for url in (storage.join(folder, name) for name in sorted(pieces, key=len)):
+            for line in storage.read_bytes(url).splitlines():
+                with contextlib.suppress(ValueError):
+                    events.append(json.loads(line))
         yield url, events

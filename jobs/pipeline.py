@@ -33,10 +33,12 @@ def run(location: str, folder: str, config: Config, limit: int | None = None, pa
     check(config)
     listing = sources.list_input(location)
     with lock.hold(folder):
-        if storage.exists(storage.join(folder, "run.json")):
-            produce.prepare(folder, run_folder.read(folder)["decides"]["produce"], config.decides()["produce"])
-        run_folder.open_run(folder, {"input": location, **config.model_dump(mode="json")}, config.decides())
+        page = run_folder.resume(folder, config.decides())
         embed.check(folder, config)
+        if page is not None:
+            produce.prepare(folder, page["decides"]["produce"], config.decides()["produce"])
+        run_folder.write(folder, {"input": location, **config.model_dump(mode="json")}, config.decides())
+        storage.sweep(folder)
         with log(folder) as events:
             wanted = listing if limit is None else sources.first(listing, limit)
             say_input(events, listing, wanted)

@@ -73,10 +73,12 @@ def test_another_model_under_the_same_name_is_refused(run: Path, corpus: Path, t
     weights = tmp_path / "weights.pt"
     weights.write_bytes(b"x")
     other = settings(embeddings=[{"name": "layout", "kind": "torchscript", "weights": str(weights)}])
+    before = (run / "run.json").read_bytes()
     with pytest.raises(
         ConfigError, match=r"embeddings/layout was made with other settings:\n  kind: 'layout' -> 'torchscript'"
     ):
         pipeline.run(str(corpus), str(run), other, parts=("analyze",))
+    assert (run / "run.json").read_bytes() == before
 
 
 def test_where_it_runs_is_no_other_setting(run: Path) -> None:

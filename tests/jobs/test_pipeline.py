@@ -204,6 +204,17 @@ def test_other_encoding_is_refused_where_shards_exist(whole: Path, corpus: Path)
         pipeline.run(str(corpus / "manifest.csv"), str(whole), settings(encode={"preset": "ultrafast", "crf": 30}))
 
 
+def test_a_refused_run_is_left_as_it_was(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert pipeline.run(str(corpus / "manifest.csv"), str(run), settings(), parts=("analyze",)) == 0
+    (run / "cuts").mkdir()
+    (run / "cuts" / "unit-000000.tar").write_bytes(b"dear")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and "events" not in p.parts}
+    with pytest.raises(ConfigError, match=r"clips\.min_s"):
+        pipeline.run(str(corpus / "manifest.csv"), str(run), settings(clips={"min_s": 2.0}, encode={"crf": 30}))
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and "events" not in p.parts} == before
+
+
 def test_an_object_store_holds_the_run_and_the_input(corpus: Path, whole: Path) -> None:
     """fsspec's memory file system stands for one here: no rename, no append, listing by prefix."""
     for file in corpus.iterdir():

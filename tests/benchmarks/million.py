@@ -205,8 +205,9 @@ JPEG = _jpeg()
 
 
 def make_config(unit: int) -> Config:
-    """All shipped lists, in units of this many sources."""
-    return resolve({"subsets": shipped_lists(), "units": {"size": unit}, "engine": {"kind": "inline"}})
+    """All shipped lists, in units of this many sources. One picture stands for all: nothing is embedded."""
+    settings = {"subsets": shipped_lists(), "units": {"size": unit}, "engine": {"kind": "inline"}, "embeddings": []}
+    return resolve(settings)
 
 
 # The steps. Each takes the run folder and the config, and returns what to say of its result.
@@ -226,18 +227,14 @@ def listing(run: str, config: Config) -> str:
 
 
 def make(run: str, config: Config) -> str:
-    """*Analyze* without a decoder: read each unit, fill it, write its tables."""
-    from curation import engine
-    from jobs import analyze
+    """*Analyze* as a job does it, with its log and its count of outcomes; a stage that decodes nothing stands for all."""
+    from jobs import analyze, pipeline
+    from jobs.events import log
 
-    done = set(analyze.done_units(run))
-    todo = [{"unit": n.removesuffix(".parquet")} for n in storage.names(storage.join(run, "units")) if n[:-8] not in done]
-    worker = analyze.AnalyzeUnits(run, [NoDecode()], reads=True, writes=True)
-    clips = sum(
-        result["clips"]
-        for result in engine.run(todo, [engine.Step(worker, config.engine.cpu)], config.engine, storage.join(run, "attempts"))
-    )
-    return f"{len(todo)} units, {clips} clips"
+    analyze.stages = lambda _: [NoDecode()]
+    with log(run) as events:
+        pipeline.follow(run, config, events, ("analyze",), [n[:-8] for n in storage.names(storage.join(run, "units"))])
+    return f"{len(analyze.done_units(run))} units"
 
 
 def again(run: str, config: Config) -> str:

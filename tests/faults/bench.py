@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -16,44 +15,12 @@ import yaml
 from curation import storage
 from jobs.events import logs
 from tests.faults.harness import ACTOR, BIN, CHILD, ROOT, Cluster, Process, members, named
-from tests.media_samples import make_video, moving, texture
 from tests.promised import fingerprints
+from tests.small_runs import SETTINGS, long_corpus
 
-SETTINGS: dict[str, Any] = {
-    "text": {"enabled": False},
-    "subsets": [
-        {
-            "name": "tiny",
-            "bucket_class": 256,
-            "source_rules": ["duration_s >= 4"],
-            "clip_rules": ["motion_static_frac < 0.9", "motion_mv > 0.1"],
-            "image_rules": ["min(width, height) >= 256"],
-            "validation_share": 0,
-        }
-    ],
-    "units": {"size": 2},
-    "shards": {"samples": 2},
-    "encode": {"preset": "ultrafast"},
-}
 SOURCES, ERRORS, UNITS = 16, 2, 8
 REMOTE_CORPUS = "s3://bucket/corpus"
 """The same files in the store: a run folder there has its corpus there too."""
-
-
-def make_corpus(folder: Path) -> Path:
-    """Sixteen sources: ten moving films and a copy, a still one, a short one, an image, and two that are no films."""
-    from PIL import Image
-
-    folder.mkdir()
-    for n in range(10):
-        make_video(folder / f"{n:02d} moving.mp4", moving(352, 208, seed=n), 140 + n, 28)
-    make_video(folder / "90 still.mp4", lambda n: texture(352, 208, 3), 140, 28)
-    make_video(folder / "91 short.mp4", moving(352, 208, seed=91), 50, 28)
-    Image.fromarray(texture(400, 300, 5)).save(folder / "92 image.png")
-    (folder / "04 broken.mp4").write_bytes(b"not a film at all")
-    (folder / "93 cut short.mp4").write_bytes((folder / "01 moving.mp4").read_bytes()[:2000])
-    shutil.copy(folder / "00 moving.mp4", folder / "94 copy.mp4")
-    return folder
 
 
 @dataclass
@@ -96,7 +63,7 @@ def make_bench(folder: Path, env: Mapping[str, str]) -> Bench:
     """A bench with its uninterrupted run, made inline; `env` is added to the environment of all its jobs."""
     import fsspec
 
-    corpus = make_corpus(folder / "corpus")
+    corpus = long_corpus(folder / "corpus")
     fsspec.filesystem("s3").put(f"{corpus}/", f"{REMOTE_CORPUS}/", recursive=True)
     settings = folder / "settings.yaml"
     settings.write_text(yaml.safe_dump(SETTINGS))

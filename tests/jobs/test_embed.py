@@ -10,7 +10,7 @@ from curation import storage
 from curation.embedding import EmbeddingConfig
 from curation.errors import ConfigError
 from jobs import pipeline
-from tests.jobs.conftest import settings
+from tests.small_runs import settings
 
 LAYOUT = {"name": "layout", "kind": "layout"}
 

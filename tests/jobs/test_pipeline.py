@@ -3,7 +3,6 @@ import hashlib
 import json
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from collections import Counter
@@ -15,8 +14,12 @@ import pytest
 from curation import storage
 from curation.errors import ConfigError
 from jobs import pipeline
-from tests.jobs.conftest import SUBSET, settings
-from tests.promised import fingerprints
+from tests.promised import TABLES, fingerprints
+from tests.small_runs import SUBSET, driver, settings
+
+ROOT = Path(__file__).parent.parent.parent
+OWN = ("costs", "events", "report", "run.json")
+"""What a run says of itself, which differs from one run to the next."""
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,11 @@ def test_every_source_has_a_row_with_its_fate(whole: Path) -> None:
     assert rows["g copy.mkv"]["exact_copy_of"] == rows["b moving.mkv"]["source_id"]
     assert rows["g copy.mkv"]["status"] == "rejected"
     assert rows["a moving ü.mp4"]["licence"] == "CC0" and rows["a moving ü.mp4"]["audio_codec"] == "aac"
+
+
+def test_every_table_is_promised_or_its_own_story(whole: Path) -> None:
+    """Nothing in a run folder escapes the comparisons of bytes because their list of tables was not kept."""
+    assert {p.name for p in whole.iterdir()} == {*TABLES, *OWN}
 
 
 def test_every_clip_has_a_reason(whole: Path) -> None:
@@ -166,33 +174,23 @@ def test_too_many_failures_are_exit_code_3(tmp_path: Path) -> None:
 
 
 def test_ray_gives_the_same_bytes(whole: Path, corpus: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from jobs import pipeline; from tests.jobs.conftest import settings;"
-        "sys.exit(pipeline.run(sys.argv[1], sys.argv[2], settings('ray')))"
-    )
     run = tmp_path / "ray"
-    root = Path(__file__).parent.parent.parent
-    command = [sys.executable, "-c", code, str(corpus / "manifest.csv"), str(run)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200)
+    command = driver(corpus / "manifest.csv", run, "ray")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert fingerprints(str(run)) == fingerprints(str(whole))
 
 
 def test_a_killed_driver_costs_nothing_but_time(whole: Path, corpus: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from jobs import pipeline; from tests.jobs.conftest import settings;"
-        "sys.exit(pipeline.run(sys.argv[1], sys.argv[2], settings()))"
-    )
     run = tmp_path / "run"
-    root = Path(__file__).parent.parent.parent
-    command = [sys.executable, "-c", code, str(corpus / "manifest.csv"), str(run)]
+    command = driver(corpus / "manifest.csv", run)
     for milestone in ("units", "clips", "sources", "cuts"):
-        driver = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 100
-        while driver.poll() is None and not storage.names(str(run / milestone)) and time.monotonic() < deadline:
+        while killed.poll() is None and not storage.names(str(run / milestone)) and time.monotonic() < deadline:
             time.sleep(0.02)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
     assert pipeline.run(str(corpus / "manifest.csv"), str(run), settings()) == 0
     assert fingerprints(str(run)) == fingerprints(str(whole))
     assert not list(run.rglob("_*")) and not (run / "cuts").exists()

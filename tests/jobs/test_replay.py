@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from curation.errors import ConfigError
 from jobs import cli, pipeline
 from jobs.replay import replay
-from tests.jobs.conftest import settings
 from tests.jobs.run_samples import row_of, shown
 from tests.media_samples import make_video, moving
+from tests.small_runs import settings
 
 
 @pytest.fixture(scope="module")

@@ -18,18 +18,14 @@ from curation import lock, storage
 from curation.errors import ConfigError
 from jobs import pipeline
 from tests.faults.store import Store
-from tests.jobs.conftest import settings
 from tests.promised import fingerprints
+from tests.small_runs import driver, settings
 
 pytest.importorskip("moto", reason="the S3 server comes with the extra `dev`")
 pytest.importorskip("s3fs", reason="the S3 client comes with the extra `s3`")
 
 ROOT = Path(__file__).parent.parent.parent
 INPUT, BUCKET = "s3://films/in", "films"
-JOB = (
-    "import sys; from jobs import pipeline; from tests.jobs.conftest import settings;"
-    "sys.exit(pipeline.run(sys.argv[1], sys.argv[2], settings()))"
-)
 Start = Callable[[str], "subprocess.Popen[str]"]
 
 
@@ -56,15 +52,15 @@ def start(store: Store) -> Iterator[Start]:
     begun: list[subprocess.Popen[str]] = []
 
     def start(run: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", JOB, f"{INPUT}/manifest.csv", run]
-        begun.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | store.env(), stderr=subprocess.PIPE, text=True))
+        command, env = driver(f"{INPUT}/manifest.csv", run), os.environ | store.env()
+        begun.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True))
         return begun[-1]
 
     yield start
     store.refuse_share, store.bytes_per_s = 0.0, None
-    for driver in begun:
-        driver.kill()
-        driver.communicate()
+    for process in begun:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +79,10 @@ def written(run: str) -> dict[str, object]:
     return {name: facts["LastModified"] for name, facts in client.find(run, detail=True).items()}
 
 
-def ended(driver: "subprocess.Popen[str]") -> str:
+def ended(process: "subprocess.Popen[str]") -> str:
     """What a driver said, which must have ended well."""
-    _, said = driver.communicate(timeout=200)
-    assert driver.returncode == 0, said
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
     return said
 
 
@@ -102,12 +98,12 @@ def test_throttled_and_slow_the_bytes_are_those_of_a_disk(store: Store, start: S
 @pytest.mark.parametrize("milestone", ["sources", "cuts"])
 def test_a_killed_driver_is_gone_on_from(start: Start, on_disk: dict[str, str], milestone: str) -> None:
     run = f"s3://films/killed-{milestone}"
-    driver = start(run)
+    first = start(run)
     deadline = time.monotonic() + 100
-    while not storage.names(f"{run}/{milestone}") and driver.poll() is None and time.monotonic() < deadline:
+    while not storage.names(f"{run}/{milestone}") and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    first.send_signal(signal.SIGKILL)
+    first.wait()
     done = [name for name in written(run) if "/sources/" in name]
     when = written(run)
     assert done, "killed too early to show anything"

@@ -57,12 +57,13 @@ def make_video(
     aspect: Fraction | None = None,
     transfer: int | None = None,
     sound: bool = False,
+    muxer: dict[str, str] | None = None,
 ) -> Path:
     """Encode `frames` pictures; `times` (seconds) makes the rate variable."""
     import av
 
     height, width = picture(0).shape[:2]
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.thread_count = 1

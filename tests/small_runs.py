@@ -1,4 +1,7 @@
-"""Small runs, as tests of the whole path make them: corpora, a config that needs no OCR, and the command of a driver."""
+"""Small runs, as tests of the whole path make them: corpora, a config that needs no OCR, and the command of a driver.
+
+python -m tests.small_runs INPUT RUN [ENGINE]      a run with that config, in a process that can be killed
+"""
 
 import shutil
 import sys
@@ -23,10 +26,6 @@ SETTINGS: dict[str, Any] = {
     "shards": {"samples": 2},
     "encode": {"preset": "ultrafast"},
 }
-DRIVER = (
-    "import sys; from jobs import pipeline; from tests.small_runs import settings;"
-    "sys.exit(pipeline.run(sys.argv[1], sys.argv[2], settings(sys.argv[3])))"
-)
 
 
 def settings(engine: str = "inline", **more: object) -> Config:
@@ -70,5 +69,10 @@ def _others(folder: Path, still: str, short: str, image: str, broken: str) -> No
 
 def driver(location: str | Path, run: str | Path, engine: str = "inline") -> list[str]:
     """The command of a run in a process of its own."""
-    # Not `-m`: Ray puts the folder of the main file before all others for its workers, where `tests/jobs` would be `jobs`.
-    return [sys.executable, "-c", DRIVER, str(location), str(run), engine]
+    return [sys.executable, "-m", "tests.small_runs", str(location), str(run), engine]
+
+
+if __name__ == "__main__":
+    from jobs import pipeline
+
+    sys.exit(pipeline.run(sys.argv[1], sys.argv[2], settings(*sys.argv[3:])))

@@ -1,8 +1,9 @@
 """Small runs, as tests of the whole path make them: corpora, a config that needs no OCR, and the command of a driver.
 
-python -m tests.small_runs INPUT RUN [ENGINE]      a run with that config, in a process that can be killed
+python -m tests.small_runs INPUT RUN ENGINE SETTINGS      a run with that config, in a process that can be killed
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -67,12 +68,12 @@ def _others(folder: Path, still: str, short: str, image: str, broken: str) -> No
     (folder / broken).write_bytes(b"not a film at all")
 
 
-def driver(location: str | Path, run: str | Path, engine: str = "inline") -> list[str]:
-    """The command of a run in a process of its own."""
-    return [sys.executable, "-m", "tests.small_runs", str(location), str(run), engine]
+def driver(location: str | Path, run: str | Path, engine: str = "inline", **more: object) -> list[str]:
+    """The command of a run in a process of its own; `more` settings must be JSON."""
+    return [sys.executable, "-m", "tests.small_runs", str(location), str(run), engine, json.dumps(more)]
 
 
 if __name__ == "__main__":
     from jobs import pipeline
 
-    sys.exit(pipeline.run(sys.argv[1], sys.argv[2], settings(*sys.argv[3:])))
+    sys.exit(pipeline.run(sys.argv[1], sys.argv[2], settings(sys.argv[3], **json.loads(sys.argv[4]))))

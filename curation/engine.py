@@ -228,7 +228,11 @@ class Watch(threading.Thread):
         since: dict[str, float] = {}
         said: set[str] = set()
         while not self.ended.wait(LOOK_S):
-            states = _actor_states()
+            try:
+                states = _actor_states()
+            except Exception as error:  # Ray's head does not answer: Ray itself ends the job if it stays away
+                logging.getLogger(__name__).debug("actors cannot be looked at: %s", error)
+                continue
             for name, step in self.pools.items():
                 if "ALIVE" in states[name] or not states[name] & UNBORN:
                     since.pop(name, None)

@@ -148,7 +148,8 @@ def inspect_(
     run: Run,
     id: Annotated[str | None, typer.Argument(metavar="ID", help="A clip_id or source_id.")] = None,
     replay: Annotated[
-        str | None, typer.Option(metavar="SOURCE_ID", help="Measure this source again; 0 where it comes out the same, else 1.")
+        str | None,
+        typer.Option(metavar="ID", help="Measure this source or cut this clip again; 0 where it comes out the same, else 1."),
     ] = None,
 ) -> None:
     """One clip's or source's whole story: what was measured, each rule's verdict, where its sample is."""
@@ -156,7 +157,7 @@ def inspect_(
     from jobs import replay as job
 
     if (id is None) == (replay is None):
-        raise ConfigError("inspect takes one thing: the ID of a clip or source, or --replay SOURCE_ID")
+        raise ConfigError("inspect takes one thing: the ID of a clip or source, or --replay ID")
     if replay is None:
         _print(lambda: inspect.story(_place(run), str(id)))
         return

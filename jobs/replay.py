@@ -1,7 +1,9 @@
-"""One source of a run analyzed again, to see for oneself what happened to it: `reelset inspect RUN --replay SOURCE_ID`."""
+"""One source of a run analyzed again, or one clip cut again, to see for oneself: `reelset inspect RUN --replay ID`."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from curation.tables import CLIPS, FRAMES, SERIES, SOURCES
 from jobs import analyze
 from jobs.config import RULE_LISTS, Config, resolve
 from jobs.inspect import connect, new_table, number, rows, texts
+from jobs.produce import CutUnits
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,6 +26,8 @@ SLACK_S = 600.0
 """What all stages of one source may take beyond their own limits before the whole process is given up: loading models."""
 MESSAGE = "error_message"
 """The one column that does not decide whether two outcomes are equal: it may name a process or a temporary file."""
+FATE = ("status", "error_code", "sha256")
+"""What became of a sample."""
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 """What *analyze* wrote of one source: its rows of `sources`, `clips`, `series` and `frames`."""
@@ -68,14 +73,44 @@ class Replay:
         return Group(table, Text(f"CPU seconds now: {cost}" if cost else "no stage ran to its end"), Text(f"replay: {verdict}"))
 
 
-def replay(run: str, id: str) -> Replay:
-    """Probe, decode, measure and score one source (by `source_id` or path) again, under the run's own settings.
+@dataclass(frozen=True)
+class Recut:
+    """A clip's samples, a subset each: what the run folder says of them, and what came out now."""
 
-    Nothing is written to the run. All of it happens in a child process: what kills a worker kills only that. Raises
-    ConfigError where the run has no such source.
+    clip_id: str
+    recorded: list[Row]
+    fresh: list[Row]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every sample has the same fate and the same bytes."""
+        return all(a[key] == b[key] for a, b in zip(self.recorded, self.fresh, strict=True) for key in FATE)
+
+    def page(self) -> "RenderableType":
+        """Both outcomes side by side."""
+        from rich.console import Group
+        from rich.text import Text
+
+        table = new_table("subset", "", "recorded", "now", "", title=f"clip {self.clip_id}")
+        for old, new in zip(self.recorded, self.fresh, strict=True):
+            for key in (*FATE, MESSAGE):
+                differs = old[key] != new[key] and key != MESSAGE
+                shown = texts(old["subset"], key, number(old[key]), number(new[key]))
+                table.add_row(*shown, Text("differs", style="red") if differs else Text(""))
+        return Group(table, Text(f"replay: {'the same outcome' if self.equal else 'ANOTHER OUTCOME'}"))
+
+
+def replay(run: str, id: str) -> Replay | Recut:
+    """Probe, decode, measure and score one source (by `source_id` or path) again, or cut one clip (by `clip_id`) again.
+
+    Under the run's own settings, and nothing is written to the run. All of it happens in a child process: what kills a
+    worker kills only that. Raises ConfigError where the run has no such source, and no sample of such a clip.
     """
     page = run_folder.read(run)
-    with connect(run, ("sources",)) as connection:
+    with connect(run, ("sources", "clips")) as connection:
+        clip = rows(connection, "SELECT unit FROM clips JOIN sources USING (source_id) WHERE clip_id = $1", [id])
+        if clip:
+            return _recut(run, page, id, clip[0]["unit"])
         found = rows(connection, "SELECT unit, path, source_id FROM sources WHERE source_id = $1 OR path = $1 LIMIT 1", [id])
     if not found:
         raise ConfigError(f"no analyzed source {id!r} in this run; `reelset sql` over the table sources finds its source_id")
@@ -86,6 +121,31 @@ def replay(run: str, id: str) -> Replay:
     return Replay(
         _recorded(run, unit, found[0]["source_id"]), _tables(fresh), {k: c.cpu_s for k, c in fresh.costs.items() if c.cpu_s}
     )
+
+
+def _recut(run: str, page: dict[str, Any], clip_id: str, unit: str) -> Recut:
+    config = resolve({k: v for k, v in page["config"].items() if k != "input"})
+    with connect(run, ("selection", "produced")) as connection:
+        query = """SELECT s.subset, p.status, p.error_code, p.error_message, p.sha256 FROM selection s
+                   JOIN produced p USING (subset, clip_id) WHERE clip_id = $1 ORDER BY s.subset"""
+        recorded = rows(connection, query, [clip_id])
+    classes = {subset.name: subset.bucket_class for subset in config.subsets}
+    recorded = [row for row in recorded if row["subset"] in classes]
+    if not recorded:
+        raise ConfigError(f"no sample of clip {clip_id!r} was written or failed; `reelset inspect` shows why")
+    wanted = sorted({classes[row["subset"]] for row in recorded})
+    worker, fates = CutUnits(run, config.encode, config.limits), {}
+    worker.open()
+    try:
+        for bucket_class, (made, _) in zip(wanted, worker.made(unit, [(clip_id, c) for c in wanted]), strict=True):
+            digest = None if made.file is None else hashlib.sha256(Path(made.file).read_bytes()).hexdigest()
+            status = "ok" if made.error_code is None else "error"
+            fates[bucket_class] = dict(
+                zip((*FATE, MESSAGE), (status, made.error_code, digest, made.error_message), strict=True)
+            )
+    finally:
+        worker.close()
+    return Recut(clip_id, recorded, [{"subset": row["subset"], **fates[classes[row["subset"]]]} for row in recorded])
 
 
 def settings(page: dict[str, Any]) -> Config:

@@ -54,6 +54,22 @@ class Box:
     type: bytes
 
 
+CLASSES = {
+    "truncated": "cut short at every box, in Matroska, AVI and transport streams",
+    "bits": "bits turned over",
+    "references": "references: HLS, DASH, concat, SMIL, SVG, aliases; absolute, relative, beside and above",
+    "lies": "headers that lie: size, rate, duration, time base, 500 streams, 4 GB of nothing",
+    "foreign": "no film: archives, programs, documents, noise",
+    "names": "names",
+    "bombs": "bombs: PNG, WebP, GIF, JPEG, frames of 100 000 x 100 000",
+    "sound": "sound films, to compare",
+    "places": "links, FIFOs, devices, folders called films",
+    "blind": "without a picture: sound, covers, subtitles",
+}
+"""Class -> what it holds, as docs/security.md says it."""
+BESIDE = "canary beside.bin"
+"""A film among the references, under a name that makes it no source: to open it is to follow one of them."""
+
 HOLDERS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"edts", b"udta"))
 
 
@@ -223,6 +239,29 @@ def references(canary: Path, url: str) -> dict[str, bytes]:
     }
 
 
+def beside() -> dict[str, bytes]:
+    """Scripts that would read a file which stands beside them, and inside the input folder."""
+    places = {
+        "beside": BESIDE,
+        "above": f"../references/{BESIDE}",
+        "by scheme": f"file:{BESIDE}",
+        "in part": f"subfile,,start,0,end,0,,:{BESIDE}",
+        "joined": f"concat:{BESIDE}|{BESIDE}",
+    }
+    made: dict[str, bytes] = {}
+    for name, place in places.items():
+        film = f"<Representation id='1'><BaseURL>{place}</BaseURL></Representation>"
+        made |= {
+            f"hls {name}": f"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:10,\n{place}\n#EXT-X-ENDLIST\n".encode(),
+            f"hls map {name}": f'#EXTM3U\n#EXT-X-MAP:URI="{place}"\n#EXTINF:10,\n{place}\n#EXT-X-ENDLIST\n'.encode(),
+            f"concat {name}": f"ffconcat version 1.0\nfile '{place}'\n".encode(),
+            f"dash {name}": f"<?xml version='1.0'?>\n<MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><Period><AdaptationSet>"
+            f"{film}</AdaptationSet></Period></MPD>".encode(),
+            f"svg {name}": f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{place}"/></svg>'.encode(),
+        }
+    return made
+
+
 def elsewhere(canary: Path) -> bytes:
     """A film without samples of its own: they lie in the canary, by an alias, the data reference that libav follows."""
     name = str(canary).encode()
@@ -307,6 +346,7 @@ NAMES = (
     b"--output=x.mp4",
     b"caf\xe9 \xff\xfe.mp4",
     b"\xe2\x80\xaegnp.mp4",
+    b"\xe2\x80\x8fmark\xe2\x80\x8e and \xd8\x9cmark.mp4",
     b"\x1b[2J\x1b[31mred\x07.mp4",
     b"tab\tand\rreturn.mp4",
     b"=cmd()|'x'!A1.mp4",
@@ -357,6 +397,8 @@ def write(folder: Path, canary: Path, url: str) -> list[Hostile]:
     refused = BROKEN | {"unsupported_format"}
     for suffix in (".mp4", ".mkv", ".ts", ".jpg"):
         many("references", refused, {f"{name}{suffix}": data for name, data in references(canary, url).items()})
+        many("references", refused, {f"{name}{suffix}": data for name, data in beside().items()})
+    (folder / "references" / BESIDE).write_bytes(canary.read_bytes())
     add("references", "moved.mov", moved(mp4, url), LIES)
     add("references", "elsewhere.mov", elsewhere(canary), LIES)
     for suffix in (".mp4", ".webm", ".png"):

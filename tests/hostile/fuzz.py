@@ -177,7 +177,11 @@ def seeds(folder: Path) -> list[tuple[bytes, str]]:
 
 
 def fuzz(seconds: float, seed: int, most: int = sys.maxsize, say: Callable[[Outcome], None] = lambda _: None) -> Outcome:
-    """Fuzz until `seconds` are over or `most` inputs were run; the same seed tries the same inputs in the same order."""
+    """Fuzz until `seconds` are over or `most` inputs were run.
+
+    The seed decides each draw; but an input that took longer than `QUICK_S` is not changed further, so that two runs of
+    one seed part ways where the machine was slower. A finding keeps its bytes: it is repeated with them.
+    """
     rng, outcome = np.random.default_rng(seed), Outcome()
     child, began = Child(LIMITS), time.monotonic()
     try:

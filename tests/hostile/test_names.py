@@ -20,7 +20,7 @@ from tests.media_samples import make_video, moving
 pytestmark = pytest.mark.hostile
 
 MARKUP = tuple(os.fsdecode(n) for n in NAMES if re.search(rb"[<>&'\"]", n))
-COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """What steers a terminal: control characters, and those that turn the direction of writing."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from curation import storage
 from curation.errors import ConfigError
 from jobs import cli, pipeline
-from jobs.replay import replay
+from jobs.replay import Recut, replay
 from tests.jobs.run_samples import row_of, shown
 from tests.media_samples import make_video, moving
 from tests.small_runs import settings
@@ -70,3 +71,29 @@ def test_a_source_that_is_gone(made: tuple[Path, dict[str, dict[str, Any]]]) -> 
 def test_an_unknown_source_is_said(made: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     with pytest.raises(ConfigError, match="no analyzed source 'nobody'"):
         replay(str(made[0]), "nobody")
+
+
+def test_a_clip_is_cut_again(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    film = make_video(tmp_path / "in" / "film.mp4", moving(352, 208, seed=1), 140, 28)
+    run = tmp_path / "run"
+    assert pipeline.run(str(tmp_path / "in"), str(run), settings()) == 0
+    (sample,) = storage.read_table(str(run / "produced" / "tiny")).to_pylist()
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    again = replay(str(run), sample["clip_id"])
+    assert again.equal and isinstance(again, Recut) and again.fresh[0]["sha256"] == sample["sha256"]
+    assert "replay: the same outcome" in shown(again.page())
+    film.rename(tmp_path / "away.mp4")
+    again = replay(str(run), sample["clip_id"])
+    assert not again.equal
+    page = shown(again.page())
+    assert "decode_failed" in page or "missing" in page
+    assert "ANOTHER OUTCOME" in page
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}, "the run is only read"
+
+
+def test_a_clip_without_a_sample_cannot_be_cut_again(made: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    run, _ = made
+    clip = pq.read_table(run / "clips" / "unit-000000.parquet")["clip_id"][0].as_py()
+    with pytest.raises(ConfigError, match="no sample of clip"):
+        replay(str(run), clip)

@@ -1,7 +1,7 @@
-"""From measured clips to a selection: errors, rules, fit to a bucket, aspect mix, split. Plain SQL, integer draws.
+"""From measured clips to a selection: errors, rules, fit to a bucket, near-duplicates, aspect mix, split.
 
-Near-duplicates and concept resampling have their place between the rules and the mix; until their tables exist every
-clip that passes the rules has weight 1 and no cluster.
+Plain SQL, integer draws. Concept resampling has its place between the duplicates and the mix; until its table exists every
+clip that is left has weight 1 and no cluster.
 """
 
 import hashlib
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import pyarrow as pa
 
 from curation import storage
+from curation.duplicates import BEST
 from curation.rules import SubsetConfig, clip_rule, literal, reason_sql, source_rule
-from curation.tables import SELECTION
+from curation.tables import DUPLICATES, SELECTION
 
 if TYPE_CHECKING:
     import duckdb
@@ -26,6 +27,8 @@ MEMORY = "2GB"
 BATCH = 1 << 20
 """Rows of a chunk of the result: those of a row group, so that a file's bytes depend on the rows alone."""
 
+NONE_SAME = DUPLICATES.empty_table()
+"""No near-duplicates."""
 FIT = pa.schema([("clip_id", pa.string()), ("bucket", pa.string()), ("bucket_why", pa.string()), ("misfit", pa.string())])
 """What the shape buckets say of a clip: a bucket, or why none fits (`too_small`, `too_few_frames`)."""
 
@@ -60,20 +63,25 @@ def fit_table(fits: Mapping[str, tuple[str | None, str, str | None]]) -> pa.Tabl
 
 def columns(subset: SubsetConfig) -> tuple[list[str], list[str]]:
     """The columns of `sources` and of `clips` that `select` asks for."""
-    of_sources = {"source_id", "kind", "exact_copy_of"}.union(*(source_rule(t).mentioned for t in subset.source_rules))
+    of_sources = {"source_id", "kind", "exact_copy_of", "bytes"}.union(*(source_rule(t).mentioned for t in subset.source_rules))
     rules = (*subset.clip_rules, *subset.image_rules)
-    of_clips = {"clip_id", "source_id", "kind", "status", "error_code"}.union(*(clip_rule(t).mentioned for t in rules))
+    of_clips = {"clip_id", "source_id", "kind", "status", "error_code", "width", "height", "quality_sharpness"}.union(
+        *(clip_rule(t).mentioned for t in rules)
+    )
     return sorted(of_sources), sorted(of_clips)
 
 
-def select(sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous: pa.Table, fits: Rows) -> pa.Table:
+def select(
+    sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous: pa.Table, fits: Rows, same: pa.Table = NONE_SAME
+) -> pa.Table:
     """One row of `tables.SELECTION` a new clip, sorted by clip_id; `shard` and `position` are left null.
 
     `previous` has the rows of earlier selections of the same subset: they are not decided again nor given back, and
-    what they kept counts first in the quotas. `fits` has the columns of `FIT`. The first of these that applies is
-    the reason: `error:<code>`, `rule:<text>`, `unmeasured:<column>`,
-    `unselected:too_small|too_few_frames`, `unselected:aspect_mix`, `kept`. The same rows in another order or number of
-    files give the same table.
+    what they kept counts first in the quotas. `fits` has the columns of `FIT`, `same` the `clip_id` and `duplicate_of` of
+    the run's near-duplicates: of a group the best clip that is left is kept, or the one that was kept before. The first of
+    these that applies is the reason: `error:<code>`, `rule:<text>`, `unmeasured:<column>`,
+    `unselected:too_small|too_few_frames`, `duplicate:<clip_id>`, `unselected:aspect_mix`, `kept`. The same rows in another
+    order or number of files give the same table.
     """
     with storage.database(MEMORY) as connection:
         connection.execute("SET preserve_insertion_order = false")
@@ -81,6 +89,10 @@ def select(sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous
             connection.register(name, rows)
         connection.execute(f"CREATE TABLE decided AS {_decided_sql(subset)}")
         _check_whole(connection)
+        if same.num_rows:
+            connection.register("same", same)
+            _deduplicate(connection)
+            _join_families(connection)
         if subset.landscape_share is not None:
             _mix(connection, subset.landscape_share, seed)
         split = f"CASE WHEN {draw_sql(seed, 'split', 'family')} < {literal(threshold(subset.validation_share))}"
@@ -101,11 +113,11 @@ def _decided_sql(subset: SubsetConfig) -> str:
     source = reason_sql([source_rule(t) for t in subset.source_rules])
     return f"""
         WITH judged AS (
-            SELECT source_id, coalesce(exact_copy_of, source_id) AS family,
+            SELECT source_id, coalesce(exact_copy_of, source_id) AS family, bytes AS source_bytes,
                    CASE WHEN exact_copy_of IS NOT NULL THEN concat('rule:exact_copy_of ', exact_copy_of)
                         WHEN kind = 'video' THEN {source} END AS source_reason
             FROM sources)
-        SELECT clip_id, source_id, kind, family, bucket, bucket_why,
+        SELECT clip_id, source_id, kind, family, bucket, bucket_why, width, height, quality_sharpness, source_bytes,
                CASE WHEN status = 'error' THEN concat('error:', coalesce(error_code, 'internal'))
                     ELSE coalesce(source_reason, CASE WHEN kind = 'image' THEN {image} ELSE {video} END,
                                   CASE WHEN bucket IS NULL THEN concat('unselected:', coalesce(misfit, 'no_bucket')) END,
@@ -120,6 +132,54 @@ def _check_whole(connection: "duckdb.DuckDBPyConnection") -> None:
     assert decided == distinct == known, (
         f"{decided} decisions on {distinct} clips, {known} of them with a source: a source is missing or an id is not unique"
     )
+
+
+def _deduplicate(connection: "duckdb.DuckDBPyConnection") -> None:
+    """Drop all but one of each group of near-duplicates that is left by the rules."""
+    connection.execute(
+        """CREATE TEMP TABLE members AS
+           SELECT clip_id, duplicate_of AS of_group FROM same UNION SELECT duplicate_of, duplicate_of FROM same"""
+    )
+    connection.execute(
+        f"""CREATE TEMP TABLE winners AS
+            SELECT of_group, coalesce(any_value(old.clip_id), first(new.clip_id ORDER BY {BEST})) AS winner
+            FROM (SELECT * FROM members JOIN decided USING (clip_id) WHERE reason = 'kept') new
+            LEFT JOIN (SELECT of_group, min(clip_id) AS clip_id FROM members JOIN previous USING (clip_id) WHERE kept
+                       GROUP BY of_group) old USING (of_group)
+            GROUP BY of_group"""
+    )
+    connection.execute(
+        """UPDATE decided SET reason = concat('duplicate:', winner) FROM members JOIN winners USING (of_group)
+           WHERE decided.clip_id = members.clip_id AND reason = 'kept' AND winner <> decided.clip_id"""
+    )
+
+
+def _join_families(connection: "duckdb.DuckDBPyConnection") -> None:
+    """Sources that have near-duplicates of each other's clips are one family: no film may stand on both sides of the split.
+
+    A family goes by a source that was decided before, where there is one, else by its smallest id.
+    """
+    links = connection.execute(
+        """WITH known AS (SELECT clip_id, family, false AS old FROM decided
+                          UNION ALL SELECT clip_id, source_id, true FROM previous)
+           SELECT DISTINCT a.family, b.family, a.old, b.old FROM same
+           JOIN known a ON a.clip_id = same.clip_id JOIN known b ON b.clip_id = same.duplicate_of"""
+    ).fetchall()
+    old = {name for a, b, a_old, b_old in links for name, is_old in ((a, a_old), (b, b_old)) if is_old}
+    head: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while head.get(name, name) != name:
+            name = head[name]
+        return name
+
+    for a, b, _, _ in sorted(links):
+        first, then = sorted((root(a), root(b)), key=lambda name: (name not in old, name))
+        if first != then and not (first in old and then in old):  # what was split before stays where it is
+            head[then] = first
+    moved = [(name, root(name)) for name in head]
+    connection.register("families", pa.table({"family": [n for n, _ in moved], "joined": [r for _, r in moved]}))
+    connection.execute("UPDATE decided SET family = joined FROM families WHERE decided.family = families.family")
 
 
 def _mix(connection: "duckdb.DuckDBPyConnection", landscape_share: float, seed: int) -> None:

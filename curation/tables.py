@@ -152,6 +152,16 @@ COSTS = pa.schema(
     ]
 )
 
+DUPLICATES = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("duplicate_of", pa.string()),
+        ("similarity", pa.float64()),
+        ("model", pa.string()),
+    ]
+)
+"""One row a clip that is nearly another: the best clip of its group, and the largest cosine to any clip of the group."""
+
 SELECTION = pa.schema(
     [
         ("clip_id", pa.string()),

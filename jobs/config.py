@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bucketing.cut import EncodeConfig
 from bucketing.plan import ShardConfig
 from curation.clips import ClipConfig
+from curation.duplicates import DuplicateConfig
 from curation.embedding import EmbeddingConfig
 from curation.engine import EngineConfig
 from curation.errors import ConfigError
@@ -43,6 +44,7 @@ class Config(BaseModel):
     aesthetic: AestheticConfig = AestheticConfig()
     embeddings: tuple[EmbeddingConfig, ...] = (EmbeddingConfig(name="layout", kind="layout"),)
     """Models that embed every clip; another one, added later, reads the kept frames."""
+    duplicates: DuplicateConfig = DuplicateConfig()
     subsets: tuple[SubsetConfig, ...] = Field(("everyday",), min_length=1, validate_default=True)
     encode: EncodeConfig = EncodeConfig()
     shards: ShardConfig = ShardConfig()
@@ -68,7 +70,7 @@ class Config(BaseModel):
             )
         return {
             "analyze": {**measured, "gates": gates},
-            "select": {"seed": self.seed, "subsets": subsets, "shards": tree["shards"]},
+            "select": {"seed": self.seed, "subsets": subsets, "shards": tree["shards"], "duplicates": tree["duplicates"]},
             "produce": {"encode": tree["encode"]},
         }
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bucketing import cut
-from curation import embedding, engine, lock, rules, run_folder, sources, storage
+from curation import duplicates, embedding, engine, lock, rules, run_folder, sources, storage
 from curation.errors import ConfigError
 from filters import aesthetic, text
-from jobs import analyze, embed, metrics, produce, selecting
+from jobs import analyze, deduplicate, embed, metrics, produce, selecting
 from jobs.budget import Budget
 from jobs.config import Config
 from jobs.events import Events, log
@@ -93,6 +93,7 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
         for item in events.track("embed", embedded, total=len(left)):
             events.event("embedded", **item)
     if "select" in parts:
+        events.say(deduplicate.find(folder, config, analyze.done_units(folder)))
         for subset in config.subsets:
             events.say(selecting.select(folder, config, subset))
     if "produce" in parts:
@@ -117,6 +118,7 @@ def check(config: Config) -> None:
     cut.check()
     for model in config.embeddings:
         embedding.check(model, f"embeddings.{model.name}")
+    duplicates.chosen(config.duplicates, config.embeddings)
     analyze.stages(config)
 
 

@@ -142,10 +142,10 @@ def _deduplicate(connection: "duckdb.DuckDBPyConnection") -> None:
     )
     connection.execute(
         f"""CREATE TEMP TABLE winners AS
-            SELECT of_group, coalesce(any_value(old.clip_id), first(new.clip_id ORDER BY {BEST})) AS winner
-            FROM (SELECT * FROM members JOIN decided USING (clip_id) WHERE reason = 'kept') new
-            LEFT JOIN (SELECT of_group, min(clip_id) AS clip_id FROM members JOIN previous USING (clip_id) WHERE kept
-                       GROUP BY of_group) old USING (of_group)
+            SELECT of_group, coalesce(any_value(before), first(clip_id ORDER BY {BEST})) AS winner
+            FROM (SELECT * FROM members JOIN decided USING (clip_id) WHERE reason = 'kept')
+            LEFT JOIN (SELECT of_group, min(clip_id) AS before FROM members JOIN previous USING (clip_id) WHERE kept
+                       GROUP BY of_group) USING (of_group)
             GROUP BY of_group"""
     )
     connection.execute(

@@ -11,7 +11,7 @@ import pytest
 
 from bucketing.buckets import all_buckets
 from curation.rules import SubsetConfig
-from curation.select import LANDSCAPE, draw, fit_table, select, threshold
+from curation.select import LANDSCAPE, NONE_SAME, draw, fit_table, select, threshold
 from curation.tables import CLIPS, SELECTION, SOURCES
 
 Row = dict[str, Any]
@@ -38,11 +38,13 @@ def corpus(count: int, bucket: str, prefix: str) -> Corpus:
     return videos, [{"clip_id": i, "source_id": i, "kind": kind} for i in ids], dict.fromkeys(ids, (bucket, "fits", None))
 
 
-def chosen(subset: SubsetConfig, *corpora: Corpus, seed: int = 0, previous: pa.Table = NONE_BEFORE) -> pa.Table:
+def chosen(
+    subset: SubsetConfig, *corpora: Corpus, seed: int = 0, previous: pa.Table = NONE_BEFORE, same: pa.Table = NONE_SAME
+) -> pa.Table:
     videos = [row for s, _, _ in corpora for row in s]
     spans = [row for _, c, _ in corpora for row in c]
     fits = {k: v for _, _, f in corpora for k, v in f.items()}
-    return select(sources(*videos), clips(*spans), subset, seed, previous, fit_table(fits))
+    return select(sources(*videos), clips(*spans), subset, seed, previous, fit_table(fits), same)
 
 
 def reasons(table: pa.Table) -> dict[str, str]:
@@ -246,3 +248,52 @@ def test_more_validation_takes_none_of_it_back() -> None:
         held = {r["clip_id"] for r in found if r["split"] == "validation"}
         assert seen <= held and (share > 0 or not held)
         seen = held
+
+
+def duplicates(**groups: str) -> pa.Table:
+    """`kept="b c"`: b and c are duplicates of `kept`."""
+    rows = [(clip, kept) for kept, clips in groups.items() for clip in clips.split()]
+    return pa.table({"clip_id": [a for a, _ in rows], "duplicate_of": [b for _, b in rows]})
+
+
+def test_of_near_duplicates_the_best_that_the_rules_leave_is_kept() -> None:
+    videos, spans, fits = corpus(6, WIDE, "d")
+    for row, width, sharpness in zip(spans, (640, 1280, 1280, 1920, 640, 640), (0.9, 0.2, 0.3, 0.1, 0.5, 0.5), strict=True):
+        row |= {"width": width, "height": 360, "quality_sharpness": sharpness}
+    spans[3]["motion_mv"] = 0.1  # the best of all fails a rule
+    same = duplicates(d0003="d0000 d0001 d0002", d0004="d0005")
+    found = chosen(SubsetConfig(name="x", clip_rules=("motion_mv > 1",)), (videos, spans, fits), same=same)
+    assert reasons(found) == {
+        "d0000": "duplicate:d0002",
+        "d0001": "duplicate:d0002",
+        "d0002": "kept",
+        "d0003": "rule:motion_mv > 1",
+        "d0004": "kept",
+        "d0005": "duplicate:d0004",
+    }
+
+
+def test_a_duplicate_of_what_was_kept_before_is_one_however_good() -> None:
+    subset = SubsetConfig(name="x")
+    first = chosen(subset, corpus(3, WIDE, "a"))
+    videos, spans, fits = corpus(3, WIDE, "b")
+    for row in spans:
+        row |= {"width": 3840, "height": 2160, "quality_sharpness": 1.0}
+    found = chosen(subset, (videos, spans, fits), previous=first, same=duplicates(a0001="b0000 b0002"))
+    assert reasons(found) == {"b0000": "duplicate:a0001", "b0001": "kept", "b0002": "duplicate:a0001"}
+
+
+def test_films_with_near_duplicates_are_on_one_side_of_the_split() -> None:
+    videos, spans, fits = corpus(400, WIDE, "s")
+    more = [{**row, "clip_id": f"{row['clip_id']}b"} for row in spans]
+    both = {**fits, **{row["clip_id"]: (WIDE, "fits", None) for row in more}}
+    same = duplicates(
+        **{f"s{n:04d}": f"s{n + 1:04d}" for n in range(0, 400, 4)},
+        **{f"s{n + 1:04d}b": f"s{n + 2:04d}b" for n in range(0, 400, 4)},
+    )
+    found = chosen(SubsetConfig(name="x", validation_share=0.3), (videos, [*spans, *more], both), seed=3, same=same)
+    split = {r["clip_id"]: r["split"] for r in found.to_pylist() if r["kept"]}
+    for n in range(0, 400, 4):
+        sides = {split[c] for k in range(3) for c in (f"s{n + k:04d}", f"s{n + k:04d}b") if c in split}
+        assert len(sides) == 1
+    assert 0.15 < sum(v == "validation" for v in split.values()) / len(split) < 0.45

@@ -4,42 +4,36 @@ Two clips are a pair where the cosine of their vectors reaches the model's thres
 the longer, and they are of two sources: the clips of one source show one place from one camera often enough, and are no
 copies. Pairs make groups (connected components, single linkage); of each one clip is kept, the best by `BEST`.
 
-Candidates come from FAISS: exhaustively up to `EXHAUSTIVE` clips, beyond by an inverted file, whose cells are vectors drawn by
-hash: nothing is trained, so that the same clips give the same cells on any machine. Cosines that decide are computed again,
-one pair at a time in double precision: a sum's order differs between machines.
+Of all pairs only a spanning forest is written, the nearest pairs first: a group of n copies has n - 1 rows instead of n² / 2,
+the groups at any higher threshold stand in the same rows, and each clip's nearest pair is one of them.
+
+Candidates come from FAISS (`curation.vectors`); cosines that decide are computed again, one pair at a time in double
+precision: a sum's order differs between machines.
 """
 
-import hashlib
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.embedding import EmbeddingConfig
 from curation.errors import ConfigError
-
-if TYPE_CHECKING:
-    import faiss
-
-Vectors = NDArray[np.float32]
+from curation.vectors import Block, Floats, Ints
 
 THRESHOLDS = {"layout": 0.9, "torchscript": 0.99}
 """Least cosine by kind of model. 0.99: Movie Gen's, for SSCD. 0.9: labelled copies (re-encoded, resized, letterboxed, marked,
 mirrored, shortened) have 0.916 or more, other films 0.61 or less."""
-EXHAUSTIVE = 50_000
-"""Clips up to which every pair is looked at."""
-PROBES = 16
-"""Cells of the inverted file that a clip is looked for in."""
-QUERIES = 4096
 SLACK = 1e-4
 """FAISS is asked for so much less than the threshold: its sums are single precision."""
+QUERIES = (16, 1024)
+"""Fewest and most clips that are looked for at once."""
+ANSWERS = 2_000_000
+"""Neighbours held at once. Where everything is a copy of everything a clip has as many as a block has clips."""
 BEST = "width * height DESC, quality_sharpness DESC NULLS LAST, source_bytes DESC NULLS LAST, clip_id"
 """The order in which one of a group is kept: resolution, quality, bytes, id. SQL, valid in DuckDB and Spark."""
+PAIRS = pa.schema([("clip_id", pa.string()), ("other_id", pa.string()), ("similarity", pa.float64())])
 
 
 class DuplicateConfig(BaseModel):
@@ -76,117 +70,87 @@ def chosen(config: DuplicateConfig, embeddings: Sequence[EmbeddingConfig]) -> tu
     return model, threshold
 
 
-@dataclass(frozen=True)
-class Clips:
-    """The clips that are compared, in order of `BEST`: what was decided before first, in any order.
+class Pairs(NamedTuple):
+    """Pairs of clips by number, a < b, and their cosines; one row a pair."""
 
-    `vectors` (n, width) of unit length; `source` (n,) numbers of sources; `seconds` (n,), 0 for images; `before` (n,) the
-    number of the clip that is kept of a clip's group as decided earlier (its own, where it is kept), -1 for a new clip.
-    """
-
-    ids: Sequence[str]
-    vectors: Vectors
-    source: NDArray[np.int64]
-    seconds: NDArray[np.float64]
-    before: NDArray[np.int64]
-
-    @property
-    def how(self) -> str:
-        """How their pairs are looked for."""
-        count = len(self.ids)
-        return "every pair looked at" if count <= EXHAUSTIVE else f"in {PROBES} of {cells(count)} cells"
+    a: Ints
+    b: Ints
+    cosine: Floats
 
 
-def usable(vectors: Vectors) -> NDArray[np.bool_]:
-    """Which rows are directions: finite, and not zero. The others are nobody's duplicate."""
-    norms = np.linalg.norm(vectors, axis=1)
-    good: NDArray[np.bool_] = np.isfinite(norms) & (norms > 0.5)
-    return good
-
-
-def groups(clips: Clips, threshold: float, min_ratio: float) -> dict[int, tuple[int, float]]:
-    """New clip -> the clip that is kept of its group, and the largest cosine to any clip of it.
-
-    A clip that was decided before stays what it was: a new one that is near it is its duplicate, however good.
-    """
-    new = clips.before < 0
-    best: dict[int, float] = {}
-    parent = np.arange(len(clips.ids))
-
-    def root(n: int) -> int:
-        while parent[n] != n:
-            parent[n] = n = parent[parent[n]]
-        return n
-
-    old: dict[int, tuple[float, int]] = {}
-    for a, b, cosine in pairs(clips, threshold, min_ratio):
-        for one, other in ((a, b), (b, a)):
-            if not new[one]:
-                continue
-            best[one] = max(best.get(one, -1.0), cosine)
-            if not new[other]:
-                old[one] = max(old.get(one, (-1.0, -1)), (cosine, -int(clips.before[other])))
-        if new[a] and new[b]:
-            low, high = sorted((root(a), root(b)))
-            parent[high] = low  # the lower number is the better clip
-    kept_before: dict[int, tuple[float, int]] = {}
-    for clip, found in old.items():
-        kept_before[root(clip)] = max(kept_before.get(root(clip), (-1.0, -1)), found)
-    result = {}
-    for clip, cosine in best.items():
-        top = root(clip)
-        kept = -kept_before[top][1] if top in kept_before else top
-        if kept != clip:
-            result[clip] = (kept, cosine)
-    return result
-
-
-def pairs(clips: Clips, threshold: float, min_ratio: float) -> Iterable[tuple[int, int, float]]:
-    """(a, b, cosine) of every pair with a new clip in it, a < b, each once."""
-    index = _index(clips)
-    new = np.flatnonzero(clips.before < 0)
-    for start in range(0, len(new), QUERIES):
-        asked = new[start : start + QUERIES]
-        limits, _, found = index.range_search(clips.vectors[asked], threshold - SLACK)
-        starts = limits.astype(np.int64)
-        a = np.repeat(asked, starts[1:] - starts[:-1])
-        b = found.astype(np.int64)
-        once = (a < b) | ((a > b) & (clips.before[b] >= 0))  # the other of two new clips asks too
-        a, b = a[once], b[once]
-        apart = clips.source[a] != clips.source[b]
-        shorter, longer = np.minimum(clips.seconds[a], clips.seconds[b]), np.maximum(clips.seconds[a], clips.seconds[b])
-        apart &= shorter >= min_ratio * longer
+def pairs(one: Block, other: Block | None, threshold: float, min_ratio: float) -> pa.Table:
+    """The spanning forest of the pairs between two blocks, or within one where `other` is None: rows of `PAIRS`, sorted."""
+    asked = one if other is None else other
+    before = 0 if other is None else len(one)
+    film, seconds = (
+        getattr(one, name) if other is None else np.concatenate([getattr(one, name), getattr(other, name)])
+        for name in ("film", "seconds")
+    )
+    inside, queries = one.vectors, asked.vectors
+    nearest = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    start, step = 0, QUERIES[0]
+    while start < len(asked):
+        limits, _, found = one.index.range_search(queries[start : start + step], threshold - SLACK)
+        a = found.astype(np.int64)
+        b = np.repeat(
+            np.arange(start, start + len(limits) - 1) + before, limits[1:].astype(np.int64) - limits[:-1].astype(np.int64)
+        )
+        shorter, longer = np.minimum(seconds[a], seconds[b]), np.maximum(seconds[a], seconds[b])
+        apart = (film[a] != film[b]) & (shorter >= min_ratio * longer)
         a, b = a[apart], b[apart]
-        cosine = np.einsum("nd,nd->n", clips.vectors[a].astype(np.float64), clips.vectors[b].astype(np.float64))
+        cosine = np.minimum(np.einsum("nd,nd->n", inside[a], queries[b - before], dtype=np.float64), 1.0)
         near = cosine >= threshold
-        yield from zip(a[near].tolist(), b[near].tolist(), np.minimum(cosine[near], 1.0).tolist(), strict=True)
+        if near.any():
+            more = (np.minimum(a, b)[near], np.maximum(a, b)[near], cosine[near])
+            nearest = forest(Pairs(*map(np.concatenate, zip(nearest, more, strict=True))), len(film))
+        start += step
+        step = int(np.clip(step * ANSWERS / max(1, len(found)), *QUERIES))
+    ids = one.ids if other is None else pa.concat_arrays([one.ids, other.ids])
+    table = pa.table([ids.take(pa.array(nearest.a)), ids.take(pa.array(nearest.b)), pa.array(nearest.cosine)], schema=PAIRS)
+    return table.sort_by([("clip_id", "ascending"), ("other_id", "ascending")])
 
 
-def _index(clips: Clips) -> "faiss.Index":
-    import faiss
+def forest(found: Pairs, count: int) -> Pairs:
+    """The pairs that hold the groups of `count` clips together at any threshold: a maximum spanning forest.
 
-    count, width = clips.vectors.shape
-    flat = faiss.IndexFlatIP(width)
-    if count <= EXHAUSTIVE:
-        flat.add(clips.vectors)
-        return flat
-    drawn = sorted(range(count), key=lambda n: hashlib.md5(clips.ids[n].encode()).digest())[: cells(count)]
-    flat.add(clips.vectors[drawn])
-    index = faiss.IndexIVFFlat(flat, width, cells(count), faiss.METRIC_INNER_PRODUCT)  # keeps `flat` alive
-    index.is_trained, index.nprobe = True, PROBES
-    index.add(clips.vectors)
-    return index
+    A pair may be given twice, as two clips may find each other.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import minimum_spanning_tree
 
-
-def cells(count: int) -> int:
-    """Cells of the inverted file over so many clips (FAISS's own advice: 4 times the square root)."""
-    return 4 * math.isqrt(count)
+    _, once = np.unique(found.a * count + found.b, return_index=True)
+    a, b, cosine = (column[once] for column in found)
+    order = np.argsort(-cosine, kind="stable")
+    place = np.empty(len(order))
+    place[order] = np.arange(1, len(order) + 1)  # places are unique, so the forest is, whatever the order of equal cosines
+    tree = minimum_spanning_tree(coo_matrix((place, (a, b)), (count, count)).tocsr())
+    kept = order[tree.data.astype(np.int64) - 1]
+    return Pairs(a[kept], b[kept], cosine[kept])
 
 
-def table(clips: Clips, found: dict[int, tuple[int, float]], model: str, schema: pa.Schema) -> pa.Table:
-    """Rows of `duplicates/`, sorted by clip."""
-    rows: list[dict[str, Any]] = [
-        {"clip_id": clips.ids[n], "duplicate_of": clips.ids[kept], "similarity": cosine, "model": model}
-        for n, (kept, cosine) in found.items()
-    ]
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["clip_id"]), schema=schema)
+def groups(found: Pairs, before: Ints) -> tuple[Ints, Floats]:
+    """For each clip which one is kept of its group, and the largest cosine to any clip of the group.
+
+    Clips are numbered in order of `BEST`. `before` (n,) has -1 for a new clip, else the number of the clip that was kept of
+    its group when it was decided (its own, where it is kept): that stays so. A new clip that is near a decided one is its
+    duplicate, however good; a clip without a pair is its own group, at -1.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count, new = len(before), before < 0
+    largest = np.full(count, -1.0)
+    for end in (found.a, found.b):
+        np.maximum.at(largest, end, found.cosine)
+    among = new[found.a] & new[found.b]
+    graph = coo_matrix((np.ones(among.sum()), (found.a[among], found.b[among])), (count, count))
+    many, group = connected_components(graph, directed=False)
+    kept = np.full(many, count)
+    np.minimum.at(kept, group, np.arange(count))
+    mixed = np.flatnonzero(new[found.a] != new[found.b])
+    fresh = np.where(new[found.a], found.a, found.b)[mixed]
+    old = before[np.where(new[found.a], found.b, found.a)[mixed]]
+    order = np.lexsort((old, -found.cosine[mixed], group[fresh]))
+    heads, first = np.unique(group[fresh][order], return_index=True)
+    kept[heads] = old[order][first]
+    return np.where(new, kept[group], before), largest

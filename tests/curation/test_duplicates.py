@@ -1,59 +1,83 @@
 """Near-duplicates among planted vectors: what is found, what is kept of a group, and what is no pair."""
 
-import random
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation import duplicates
-from curation.duplicates import Clips, DuplicateConfig, Vectors, chosen, groups
+from curation import duplicates, vectors
+from curation.duplicates import DuplicateConfig, Pairs, chosen, forest, groups, pairs
 from curation.embedding import EmbeddingConfig
 from curation.errors import ConfigError
-from curation.tables import DUPLICATES
+from curation.layout import Vector
+from curation.vectors import Block, IndexConfig
 
 LAYOUT = EmbeddingConfig(name="layout", kind="layout")
 WIDTH = 64
+CELLS = IndexConfig(exhaustive=100)
 
 
-def unit(vectors: Vectors) -> Vectors:
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+def unit(found: Vector) -> Vector:
+    return (found / np.linalg.norm(found, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def near(vector: Vectors, cosine: float, rng: np.random.Generator) -> Vectors:
+def near(vector: Vector, cosine: float, rng: np.random.Generator) -> Vector:
     """A unit vector at exactly this cosine to one."""
     other = rng.standard_normal(len(vector))
     other -= vector * (other @ vector)
     return unit(cosine * vector + np.sqrt(1 - cosine**2) * other / np.linalg.norm(other))
 
 
-def clips(vectors: Vectors, seconds: list[float] | None = None, source: list[int] | None = None, before: int = 0) -> Clips:
-    """Each of a source of its own and ten seconds, if not said otherwise; the first `before` kept earlier."""
-    n = len(vectors)
-    return Clips(
-        [f"c{i:05d}" for i in range(n)],
-        np.ascontiguousarray(vectors),
-        np.array(source if source is not None else range(n)),
-        np.array(seconds if seconds is not None else [10.0] * n),
-        np.array([*range(before), *[-1] * (n - before)]),
-    )
+def block(
+    found: Vector,
+    seconds: list[float] | None = None,
+    film: list[int] | None = None,
+    start: int = 0,
+    config: IndexConfig = CELLS,
+) -> Block:
+    """Clips `c00000` and on, each of a film of its own and ten seconds, if not said otherwise."""
+    numbers = range(start, start + len(found))
+    ids = pa.array([f"c{n:05d}" for n in numbers], pa.string())
+    whole = np.ascontiguousarray(found, np.float32)
+    index = vectors.build(ids, whole, config)
+    return Block(ids, np.array(film or numbers, np.int64), np.array(seconds or [10.0] * len(found)), index)
+
+
+def rows(table: pa.Table) -> set[tuple[str, str]]:
+    return {(row["clip_id"], row["other_id"]) for row in table.to_pylist()}
+
+
+def grouped(*blocks: Block, threshold: float = 0.9, before: list[int] | None = None) -> tuple[list[int], list[float]]:
+    """The clip kept of each clip's group, and its largest cosine, from the pairs of each block by each."""
+    found = [pairs(a, None if a is b else b, threshold, 0.5) for n, b in enumerate(blocks) for a in blocks[: n + 1]]
+    table = pa.concat_tables(found)
+    a, b = (np.array([int(i[1:]) for i in table[name].to_pylist()], np.int64) for name in ("clip_id", "other_id"))
+    whole = Pairs(np.minimum(a, b), np.maximum(a, b), table["similarity"].to_numpy())
+    kept, largest = groups(whole, np.array(before or [-1] * sum(map(len, blocks)), np.int64))
+    return kept.tolist(), largest.tolist()
 
 
 @pytest.fixture
-def two() -> Vectors:
+def two() -> Vector:
     rng = np.random.default_rng(0)
     first = unit(rng.standard_normal(WIDTH))
     return np.stack([first, near(first, 0.95, rng)])
 
 
-def test_a_pair_is_near_of_two_sources_and_of_like_length(two: Vectors) -> None:
-    assert groups(clips(two), 0.9, 0.5) == {1: (0, pytest.approx(0.95, abs=1e-6))}
-    assert groups(clips(two), 0.96, 0.5) == {}
-    assert groups(clips(two, source=[7, 7]), 0.9, 0.5) == {}
-    assert groups(clips(two, seconds=[10.0, 4.9]), 0.9, 0.5) == {}
-    assert groups(clips(two, seconds=[5.0, 10.0]), 0.9, 0.5) != {}
-    assert groups(clips(two, seconds=[0.0, 10.0]), 0.9, 0.5) == {}, "a picture is no excerpt of a film"
-    assert groups(clips(two, seconds=[0.0, 0.0]), 0.9, 0.5) != {}
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_pair_is_near_of_two_films_and_of_like_length(two: Vector, apart: bool) -> None:
+    def found(threshold: float, seconds: tuple[float, float] = (10.0, 10.0), film: tuple[int, int] = (1, 2)) -> pa.Table:
+        if not apart:
+            return pairs(block(two, [*seconds], [*film]), None, threshold, 0.5)
+        one, other = (block(two[[n]], [seconds[n]], [film[n]], start=n) for n in (0, 1))
+        return pairs(one, other, threshold, 0.5)
+
+    assert found(0.9).to_pylist() == [{"clip_id": "c00000", "other_id": "c00001", "similarity": pytest.approx(0.95, abs=1e-6)}]
+    assert not found(0.96).num_rows
+    assert not found(0.9, film=(7, 7)).num_rows
+    assert not found(0.9, seconds=(10.0, 4.9)).num_rows
+    assert found(0.9, seconds=(5.0, 10.0)).num_rows
+    assert not found(0.9, seconds=(0.0, 10.0)).num_rows, "a picture is no excerpt of a film"
+    assert found(0.9, seconds=(0.0, 0.0)).num_rows
 
 
 def test_a_chain_is_one_group_and_the_first_is_kept() -> None:
@@ -61,70 +85,91 @@ def test_a_chain_is_one_group_and_the_first_is_kept() -> None:
     chain = [unit(rng.standard_normal(WIDTH))]
     while len(chain) < 5:
         chain.append(near(chain[-1], 0.93, rng))
-    found = groups(clips(np.stack(chain)), 0.9, 0.5)
-    assert {n: kept for n, (kept, _) in found.items()} == {1: 0, 2: 0, 3: 0, 4: 0}
-    assert all(cosine == pytest.approx(0.93, abs=1e-6) for _, cosine in found.values())
+    kept, largest = grouped(block(np.stack(chain)))
+    assert kept == [0] * 5
+    assert largest == pytest.approx([0.93] * 5, abs=1e-6)
 
 
 def test_what_was_kept_before_stays_kept() -> None:
     rng = np.random.default_rng(2)
     kept, other = unit(rng.standard_normal((2, WIDTH)))
     bridge = unit(kept + other)  # new, and near both
-    cosine = float(bridge @ kept)
-    found = groups(clips(np.stack([kept, other, bridge, near(bridge, 0.99, rng)]), before=2), cosine - 1e-3, 0.5)
-    assert {n: k for n, (k, _) in found.items()} == {2: 0, 3: 0} or {n: k for n, (k, _) in found.items()} == {2: 1, 3: 1}
-    assert 0 not in found and 1 not in found
+    cosine = float(min(bridge @ kept, bridge @ other))
+    whole = block(np.stack([kept, other, bridge, near(bridge, 0.99, rng)]))
+    found, _ = grouped(whole, threshold=cosine - 1e-3, before=[0, 1, -1, -1])
+    assert found in ([0, 1, 0, 0], [0, 1, 1, 1])
+    worse, _ = grouped(whole, threshold=cosine - 1e-3, before=[-1, -1, -1, 3])
+    assert worse == [3, 3, 3, 3], "a new clip is its duplicate, however good"
 
 
-def test_all_may_be_one_and_none_may_be_any() -> None:
-    same = np.repeat(unit(np.random.default_rng(3).standard_normal((1, WIDTH))), 50, axis=0)
-    assert set(groups(clips(same), 0.99, 0.5)) == set(range(1, 50))
-    assert groups(clips(np.zeros((0, WIDTH), np.float32)), 0.9, 0.5) == {}
-    bad = np.stack([same[0], np.zeros(WIDTH, np.float32), np.full(WIDTH, np.nan, np.float32)])
-    assert duplicates.usable(bad).tolist() == [True, False, False]
+def test_all_may_be_copies_of_one_in_few_rows() -> None:
+    same = np.repeat(unit(np.random.default_rng(3).standard_normal((1, WIDTH))), 3000, axis=0)
+    found = pairs(block(same, config=IndexConfig()), None, 0.99, 0.5)
+    assert found.num_rows == 2999
+    kept, largest = grouped(block(same[:50]), block(same[:70], start=50))
+    assert kept == [0] * 120 and min(largest) == pytest.approx(1.0, abs=1e-6)
 
 
-def planted(count: int, share: float, seed: int) -> tuple[Vectors, dict[int, int]]:
+def test_nothing_has_no_pairs() -> None:
+    assert pairs(block(np.zeros((0, WIDTH), np.float32)), None, 0.9, 0.5).num_rows == 0
+    assert groups(Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)), np.zeros(0, np.int64))[0].tolist() == []
+
+
+def test_the_forest_keeps_the_groups_of_every_threshold() -> None:
+    rng = np.random.default_rng(6)
+    a, b = np.triu_indices(60, 1)
+    cosine = np.round(rng.uniform(0.9, 1.0, len(a)), 2)  # many are equal
+    some = rng.random(len(a)) < 0.06
+    every = Pairs(a[some], b[some], cosine[some])
+    twice = Pairs(*(np.concatenate([column, column[::-1]]) for column in every))
+    kept = forest(twice, 60)
+    assert len(kept.a) < 60
+    new = np.full(60, -1, np.int64)
+    for threshold in (0.9, 0.93, 0.96, 0.99):
+        few, all_of_them = (Pairs(*(c[p.cosine >= threshold] for c in p)) for p in (kept, every))
+        for ours, theirs in zip(groups(few, new), groups(all_of_them, new), strict=True):
+            assert ours.tolist() == theirs.tolist()
+
+
+def planted(count: int, share: float, seed: int) -> tuple[Vector, dict[int, int]]:
     """Unit vectors around skewed concepts, a share of them copies of an earlier one; copy -> its original."""
     rng = np.random.default_rng(seed)
     concepts = unit(rng.standard_normal((40, WIDTH)))
     drawn = concepts[(rng.pareto(1.2, count) * 3).astype(int) % 40]
-    vectors = unit(0.75 * drawn + 0.66 * unit(rng.standard_normal((count, WIDTH))))  # of one concept: 0.56 alike
+    found = unit(0.75 * drawn + 0.66 * unit(rng.standard_normal((count, WIDTH))))  # of one concept: 0.56 alike
     copies = {}
     for n in sorted(rng.choice(np.arange(1, count), int(share * count), replace=False)):
         original = int(rng.integers(n))
-        vectors[n] = near(vectors[original], float(rng.uniform(0.93, 1.0)), rng)
+        found[n] = near(found[original], float(rng.uniform(0.93, 1.0)), rng)
         copies[int(n)] = original
-    return vectors, copies
+    return found, copies
 
 
-@pytest.mark.parametrize("exhaustive", [True, False])
-def test_planted_groups_are_found_and_no_others(exhaustive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, copies = planted(2000, 0.3, seed=4)
-    if not exhaustive:
-        monkeypatch.setattr(duplicates, "EXHAUSTIVE", 100)
-    heads = {n: n for n in range(len(vectors))}
+@pytest.mark.parametrize(("blocks", "exhaustive"), [(1, 5000), (1, 100), (4, 5000), (4, 100)])
+def test_planted_groups_are_found_and_no_others(blocks: int, exhaustive: int) -> None:
+    found, copies = planted(2000, 0.3, seed=4)
+    heads = {n: n for n in range(len(found))}
     for n, original in copies.items():
         heads[n] = heads[original]
-    found = {n: kept for n, (kept, _) in groups(clips(vectors), 0.9, 0.5).items()}
-    right = sum(heads[n] == heads[kept] for n, kept in found.items())
-    assert right >= 0.98 * len(found), "precision"
+    size = len(found) // blocks
+    config = IndexConfig(exhaustive=exhaustive)
+    parts = [block(found[n : n + size], start=n, config=config) for n in range(0, len(found), size)]
+    kept = {n: k for n, k in enumerate(grouped(*parts)[0]) if k != n}
+    right = sum(heads[n] == heads[k] for n, k in kept.items())
+    assert right >= 0.98 * len(kept), "precision"
     assert right >= 0.95 * len(copies), "recall"
 
 
-def test_the_order_of_files_and_the_number_of_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_and_of_questions_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import faiss
 
-    vectors, _ = planted(1500, 0.3, seed=5)
-    monkeypatch.setattr(duplicates, "EXHAUSTIVE", 100)
+    found, _ = planted(1500, 0.3, seed=5)
     made = []
-    for threads, queries in ((1, 4096), (2, 97)):
+    for threads, queries in ((1, (1024, 1024)), (2, (97, 97))):
         monkeypatch.setattr(duplicates, "QUERIES", queries)
         faiss.omp_set_num_threads(threads)
-        all_of_it = clips(vectors)
-        made.append(duplicates.table(all_of_it, groups(all_of_it, 0.9, 0.5), "layout", DUPLICATES))
+        made.append(pairs(block(found), None, 0.9, 0.5))
     assert made[0].equals(made[1]) and made[0].num_rows > 300
-    assert made[0]["clip_id"].to_pylist() == sorted(made[0]["clip_id"].to_pylist())
 
 
 def test_which_embedding_tells_copies() -> None:
@@ -139,12 +184,3 @@ def test_which_embedding_tells_copies() -> None:
         chosen(DuplicateConfig(model="sscd"), (LAYOUT,))
     with pytest.raises(ConfigError, match=r"duplicates\.threshold: nothing is known of open_clip"):
         chosen(DuplicateConfig(model="clip"), (clip,))
-
-
-def test_the_table_has_its_schema() -> None:
-    rng = random.Random(0)
-    vectors, _ = planted(60, 0.5, seed=rng.randrange(100))
-    made = duplicates.table(clips(vectors), groups(clips(vectors), 0.9, 0.5), "layout", DUPLICATES)
-    assert made.schema.equals(DUPLICATES) and made.num_rows
-    assert not set(made["duplicate_of"].to_pylist()) & set(made["clip_id"].to_pylist()), "what is kept has no row"
-    assert isinstance(made, pa.Table)

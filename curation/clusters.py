@@ -89,11 +89,9 @@ class Sampler:
 
 
 def train(sample: Vector, count: int, same: float, seed: int) -> Centroids:
-    """Concepts of the sampled vectors (n, width) by `count` <= n clusters; numbered from 0 in the order of their centroids."""
+    """Concepts of the sampled vectors (n, width) by 1 <= `count` <= n clusters; numbered in the order of their centroids."""
     import faiss
 
-    if not count:
-        return Centroids(np.zeros((0, sample.shape[1]), np.float32), np.zeros(0, np.int64))
     means = faiss.Kmeans(
         sample.shape[1],
         count,
@@ -123,11 +121,9 @@ def _merged(found: Vector, same: float) -> Ints:
 
 
 def assign(block: Block, centroids: Centroids) -> pa.Table:
-    """Rows of `CONCEPTS`, sorted by clip; no row where there are no centroids."""
+    """Rows of `CONCEPTS`, sorted by clip."""
     import faiss
 
-    if not len(centroids.vectors):
-        return CONCEPTS.empty_table()
     flat = faiss.IndexFlatIP(centroids.vectors.shape[1])
     flat.add(centroids.vectors)
     near, nearest = flat.search(block.vectors, 1)

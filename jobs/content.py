@@ -59,8 +59,9 @@ class Content:
         if self.meaning:
             settings = {k: v for k, v in self.config.clusters.model_dump(mode="json").items() if k not in ("enabled", "model")}
             of_concepts = {**index[self.meaning.name], **settings, "seed": self.config.seed}
-        self.made_by = {"duplicates": of_pairs, "pairs": of_pairs, "clusters": of_concepts, "concepts": of_concepts}
-        self.made_by |= {"centroids": of_concepts} | {f"index/{name}": made_by for name, made_by in index.items()}
+        self.made_by = {"duplicates": of_pairs, "index/pairs": of_pairs}
+        self.made_by |= {"clusters": of_concepts, "concepts": of_concepts, "index/centroids": of_concepts}
+        self.made_by |= {f"index/blocks/{name}": made_by for name, made_by in index.items()}
         for table, wanted in self.made_by.items():
             place = storage.join(self.run, table)
             old = _made(place)
@@ -92,13 +93,13 @@ class Content:
         if self.copies is None:
             return []
         blocks = self.blocks(self.copies[0])
-        done = set(storage.names(storage.join(self.run, "pairs"), ".parquet"))
+        done = set(storage.names(storage.join(self.run, "index", "pairs"), ".parquet"))
         every = [{"block": b, "beside": a} for place, b in enumerate(blocks) for a in blocks[: place + 1]]
         return [item for item in every if f"{_pair(item)}.parquet" not in done]
 
     def unassigned(self) -> list[Item]:
         """The blocks whose clips have no concept yet."""
-        if self.meaning is None:
+        if self.meaning is None or not storage.names(storage.join(self.run, "index", "centroids")):
             return []
         done = set(storage.names(storage.join(self.run, "concepts"), ".parquet"))
         return [{"block": block} for block in self.blocks(self.meaning) if f"{block}.parquet" not in done]
@@ -161,7 +162,7 @@ class Content:
 
         The clip that was kept of a decided clip's group is among them too.
         """
-        place = storage.join(self.run, "pairs")
+        place = storage.join(self.run, "index", "pairs")
         files = [
             name
             for name in storage.names(place, ".parquet")
@@ -194,25 +195,26 @@ class Content:
 
     def train(self) -> str | None:
         """Write the centroids of the run's concepts where there are none yet; a line for people."""
-        place = storage.join(self.run, "centroids")
-        if self.meaning is None or storage.names(place, ".parquet"):
+        if self.meaning is None:
             return None
         same = storage.read_table(storage.join(self.run, "duplicates"), DUPLICATES, ["clip_id"])["clip_id"].combine_chunks()
-        count = sum(self._sizes(self.meaning)) - (len(same) if self._one_model() else 0)
-        number = clusters.number(self.config.clusters, count)
+        number = clusters.number(self.config.clusters, max(0, sum(self._sizes(self.meaning)) - len(same)))
+        known = storage.read_table(storage.join(self.run, "index", "centroids"), clusters.CENTROIDS).num_rows
+        if known:
+            few = (
+                f"clusters: {known}, trained when the run had fewer clips; now there would be {number}: to begin anew, remove "
+            )
+            return f"{few}index/centroids and concepts" if number > 2 * known else None
         sampler = clusters.Sampler(clusters.SAMPLE * number, self.config.seed)
         for block in self.blocks(self.meaning):
             sampler.add(vectors.load(storage.join(_index(self.run, self.meaning.name), block)), same)
         number = min(number, len(sampler.vectors))
+        if not number:
+            return "clusters: none: no clip has a vector"
         centroids = clusters.train(sampler.vectors, number, self.config.clusters.same, self.config.seed)
-        self.write("centroids", "centroids", clusters.centroids_table(centroids))
-        wanted = self.config.clusters.number
-        few = f" (clusters.number is {wanted}: there are no more clips)" if wanted and wanted > number else ""
-        concepts = int(centroids.cluster.max()) + 1 if number else 0
-        return f"clusters: {number} by {self.meaning.name}{few}, {concepts} concepts"
-
-    def _one_model(self) -> bool:
-        return self.copies is not None and self.meaning is not None and self.copies[0].name == self.meaning.name
+        self.write("index/centroids", "centroids", clusters.centroids_table(centroids))
+        few = f" ({self.config.clusters.number} were asked for)" if (self.config.clusters.number or 0) > number else ""
+        return f"clusters: {number} by {self.meaning.name}{few}, {int(centroids.cluster.max()) + 1} concepts"
 
     def describe(self) -> None:
         """Write `clusters/`: the size, weight, tightness and exemplars of every concept of the run."""
@@ -253,7 +255,7 @@ class Index(Worker):
 
     def __call__(self, item: Item) -> Item:
         attempts.at()
-        run, made_by = self.content.run, self.content.made_by[f"index/{item['model']}"]
+        run, made_by = self.content.run, self.content.made_by[f"index/blocks/{item['model']}"]
         place = storage.join(_index(run, item["model"]), item["block"])
         unusable = 0
         if not storage.exists(f"{place}.parquet"):
@@ -277,7 +279,7 @@ class Compare(Worker):
         )
         within = item["beside"] == item["block"]
         found = duplicates.pairs(one, None if within else other, threshold, self.content.config.duplicates.min_ratio)
-        self.content.write("pairs", _pair(item), found)
+        self.content.write("index/pairs", _pair(item), found)
         return {**item, "pairs": found.num_rows}
 
 
@@ -291,13 +293,13 @@ class Assign(Worker):
         assert self.content.meaning is not None, "there is a model that is clustered"
         run = self.content.run
         block = vectors.load(storage.join(_index(run, self.content.meaning.name), item["block"]))
-        centroids = clusters.centroids_of(storage.read_table(storage.join(run, "centroids")))
+        centroids = clusters.centroids_of(storage.read_table(storage.join(run, "index", "centroids")))
         self.content.write("concepts", item["block"], clusters.assign(block, centroids))
         return item
 
 
 def _index(run: str, model: str) -> str:
-    return storage.join(run, "index", model)
+    return storage.join(run, "index", "blocks", model)
 
 
 def _pair(item: Mapping[str, str]) -> str:

@@ -7,12 +7,13 @@ drawn by a hash of the clip's id: nothing is trained. No step ever holds more th
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -29,6 +30,8 @@ Floats = NDArray[np.float64]
 
 SHORTEST = 1e-6
 """A shorter vector has no direction."""
+SEARCH_PROBES = 128
+"""Cells looked through for one vector that may be far from all: more than for near-duplicates, as only one is asked."""
 FACTS = pa.schema([("clip_id", pa.string()), ("film", pa.int64()), ("seconds", pa.float64())])
 """What is kept of a block's clips beside the vectors. `film`: a hash of the source, the same for exact copies of one file."""
 
@@ -64,6 +67,25 @@ class Block:
         """(n, width), of unit length."""
         found: Vector = self.index.reconstruct_n(0, len(self))
         return found
+
+    def nearest(
+        self, vector: Vector, count: int, without: Collection[str] = (), among: pa.Array | None = None
+    ) -> list[tuple[float, str]]:
+        """(cosine, clip_id) of up to `count` clips that are nearest to a unit vector, of those `among` and not `without`."""
+        import faiss
+
+        own: dict[str, Any] = {}
+        if among is not None:
+            rows = np.flatnonzero(pc.is_in(self.ids, value_set=among).to_numpy(zero_copy_only=False))
+            own = {"sel": faiss.IDSelectorBatch(rows)}
+        asked: Any = faiss.SearchParameters(**own)
+        if isinstance(self.index, faiss.IndexIVF):
+            asked = faiss.SearchParametersIVF(nprobe=min(SEARCH_PROBES, self.index.nlist), **own)  # type: ignore[call-arg]
+        cosines, found = self.index.search(vector[None], min(count + len(without), len(self)), params=asked)
+        pairs = [
+            (min(c, 1.0), self.ids[n].as_py()) for c, n in zip(cosines[0].tolist(), found[0].tolist(), strict=True) if n >= 0
+        ]
+        return [(cosine, clip_id) for cosine, clip_id in pairs if clip_id not in without][:count]
 
 
 def cells(count: int) -> int:

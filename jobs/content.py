@@ -76,7 +76,7 @@ class Content:
 
     def blocks(self, model: EmbeddingConfig) -> list[str]:
         """The names of a model's indexed blocks, in order; a block is named by its first and last unit."""
-        return [name.removesuffix(".parquet") for name in storage.names(_index(self.run, model.name), ".parquet")]
+        return [place.rsplit("/", 1)[1] for place in blocks(self.run, model.name)]
 
     def unindexed(self, units: Sequence[str]) -> list[Item]:
         """The blocks that are missing of these measured units, each with its own."""
@@ -296,6 +296,12 @@ class Assign(Worker):
         centroids = clusters.centroids_of(storage.read_table(storage.join(run, "index", "centroids")))
         self.content.write("concepts", item["block"], clusters.assign(block, centroids))
         return item
+
+
+def blocks(run: str, model: str) -> list[str]:
+    """Where the indexed blocks of a model's vectors are (`vectors.load`), in order."""
+    place = _index(run, model)
+    return [storage.join(place, name.removesuffix(".parquet")) for name in storage.names(place, ".parquet")]
 
 
 def _index(run: str, model: str) -> str:

@@ -22,17 +22,25 @@ from curation.embedding import EmbeddingConfig
 from curation.errors import ConfigError
 from curation.vectors import Block, Floats, Ints
 
-THRESHOLDS = {"layout": 0.9, "torchscript": 0.99}
-"""Least cosine by kind of model. 0.99: Movie Gen's, for SSCD. 0.9: labelled copies (re-encoded, resized, letterboxed, marked,
-mirrored, shortened) have 0.916 or more, other films 0.61 or less."""
+THRESHOLDS = {"layout": 0.91, "torchscript": 0.99}
+"""Least cosine by kind of model. 0.99: Movie Gen's, for SSCD. 0.91: labelled copies (re-encoded, resized, letterboxed, marked,
+mirrored, shortened) have 0.916 or more, other films 0.61 or less; two drawn films of one scenery had up to 0.905."""
 SLACK = 1e-4
 """FAISS is asked for so much less than the threshold: its sums are single precision."""
 QUERIES = (16, 1024)
 """Fewest and most clips that are looked for at once."""
 ANSWERS = 2_000_000
 """Neighbours held at once. Where everything is a copy of everything a clip has as many as a block has clips."""
-BEST = "width * height DESC, quality_sharpness DESC NULLS LAST, source_bytes DESC NULLS LAST, clip_id"
-"""The order in which one of a group is kept: resolution, quality, bytes, id. SQL, valid in DuckDB and Spark."""
+OF_SOURCE, OF_CLIP = (
+    ("bytes", "decode_errors"),
+    ("width", "height", "border_left_px", "border_right_px", "border_top_px", "border_bottom_px", "quality_sharpness"),
+)
+BEST = """coalesce(decode_errors, 0) > 0,
+    (width - coalesce(border_left_px, 0) - coalesce(border_right_px, 0))
+    * (height - coalesce(border_top_px, 0) - coalesce(border_bottom_px, 0)) DESC,
+    quality_sharpness DESC NULLS LAST, bytes DESC NULLS LAST, clip_id"""
+"""The order in which one of a group is kept: whole files first, then resolution (without bars), quality, bytes of the source,
+id. SQL over the columns of `OF_SOURCE` and `OF_CLIP`, valid in DuckDB and Spark."""
 PAIRS = pa.schema([("clip_id", pa.string()), ("other_id", pa.string()), ("similarity", pa.float64())])
 
 

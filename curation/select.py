@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import pyarrow as pa
 
 from curation import storage
-from curation.duplicates import BEST
+from curation.duplicates import BEST, OF_CLIP, OF_SOURCE
 from curation.resample import quotas
 from curation.rules import SubsetConfig, clip_rule, literal, reason_sql, source_rule
 from curation.tables import DUPLICATES, SELECTION
@@ -68,9 +68,11 @@ def fit_table(fits: Mapping[str, tuple[str | None, str, str | None]]) -> pa.Tabl
 
 def columns(subset: SubsetConfig) -> tuple[list[str], list[str]]:
     """The columns of `sources` and of `clips` that `select` asks for."""
-    of_sources = {"source_id", "kind", "exact_copy_of", "bytes"}.union(*(source_rule(t).mentioned for t in subset.source_rules))
+    of_sources = {"source_id", "kind", "exact_copy_of", *OF_SOURCE}.union(
+        *(source_rule(t).mentioned for t in subset.source_rules)
+    )
     rules = (*subset.clip_rules, *subset.image_rules, *((subset.people.rule,) if subset.people else ()))
-    of_clips = {"clip_id", "source_id", "kind", "status", "error_code", "width", "height", "quality_sharpness"}.union(
+    of_clips = {"clip_id", "source_id", "kind", "status", "error_code", *OF_CLIP}.union(
         *(clip_rule(t).mentioned for t in rules)
     )
     return sorted(of_sources), sorted(of_clips)
@@ -131,11 +133,11 @@ def _decided_sql(subset: SubsetConfig) -> str:
     people = f"coalesce({clip_rule(subset.people.rule).sql}, false)" if subset.people else "CAST(NULL AS BOOLEAN)"
     return f"""
         WITH judged AS (
-            SELECT source_id, coalesce(exact_copy_of, source_id) AS family, bytes AS source_bytes,
+            SELECT source_id, coalesce(exact_copy_of, source_id) AS family, {", ".join(OF_SOURCE)},
                    CASE WHEN exact_copy_of IS NOT NULL THEN concat('rule:exact_copy_of ', exact_copy_of)
                         WHEN kind = 'video' THEN {source} END AS source_reason
             FROM sources)
-        SELECT clip_id, source_id, kind, family, bucket, bucket_why, width, height, quality_sharpness, source_bytes,
+        SELECT clip_id, source_id, kind, family, bucket, bucket_why, {", ".join((*OF_CLIP, *OF_SOURCE))},
                {people} AS people,
                CASE WHEN status = 'error' THEN concat('error:', coalesce(error_code, 'internal'))
                     ELSE coalesce(source_reason, CASE WHEN kind = 'image' THEN {image} ELSE {video} END,

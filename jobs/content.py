@@ -178,15 +178,14 @@ class Content:
                  whole AS (FROM mentioned UNION SELECT duplicate_of FROM decided JOIN mentioned USING (clip_id))
             SELECT clip_id, unit IN (SELECT unit FROM new_units) AS new
             FROM clips SEMI JOIN whole USING (clip_id)
-            JOIN (SELECT source_id, bytes AS source_bytes, unit FROM sources) USING (source_id)
+            JOIN sources USING (source_id)
             ORDER BY {duplicates.BEST}"""
-        of_clips = ("clip_id", "source_id", "width", "height", "quality_sharpness")
+        of_clips, of_sources = ("clip_id", "source_id", *duplicates.OF_CLIP), ("source_id", "unit", *duplicates.OF_SOURCE)
         with storage.database() as connection:
             connection.register("pairs", pairs)
             connection.register("decided", storage.read_table(storage.join(self.run, "duplicates"), DUPLICATES))
             connection.register("new_units", pa.table({"unit": sorted(new)}))
             connection.register("clips", stream(self.run, "clips", units if pairs.num_rows else (), CLIPS, of_clips))
-            of_sources = ("source_id", "bytes", "unit")
             connection.register("sources", stream(self.run, "sources", units if pairs.num_rows else (), SOURCES, of_sources))
             facts = connection.sql(query).to_arrow_table().combine_chunks()
         ends = [pc.index_in(pairs[name], facts["clip_id"].combine_chunks()).to_numpy() for name in ("clip_id", "other_id")]

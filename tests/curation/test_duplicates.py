@@ -175,7 +175,7 @@ def test_the_number_of_threads_and_of_questions_at_once_changes_nothing(monkeypa
 def test_which_embedding_tells_copies() -> None:
     clip = EmbeddingConfig(name="clip", kind="open_clip", model="ViT-B-32", weights="x")
     copy = EmbeddingConfig(name="sscd", kind="torchscript", weights="sscd.pt")
-    assert chosen(DuplicateConfig(), (clip, LAYOUT)) == (LAYOUT, 0.9)
+    assert chosen(DuplicateConfig(), (clip, LAYOUT)) == (LAYOUT, 0.91)
     assert chosen(DuplicateConfig(), (LAYOUT, copy)) == (copy, 0.99)
     assert chosen(DuplicateConfig(threshold=0.8), (LAYOUT,)) == (LAYOUT, 0.8)
     assert chosen(DuplicateConfig(enabled=False), (LAYOUT,)) is None

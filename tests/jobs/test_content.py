@@ -97,7 +97,7 @@ def test_copies_are_found_within_and_across_blocks_and_every_clip_has_a_concept(
     rows = read(tmp_path, "duplicates")
     assert {int(r["clip_id"][1:]) for r in rows} == set(copies)
     assert all(heads[int(r["clip_id"][1:])] == int(r["duplicate_of"][1:]) for r in rows)
-    assert said[0] == f"duplicates: {len(copies)} of 75 clips, by layout at 0.9, every pair looked at"
+    assert said[0] == f"duplicates: {len(copies)} of 75 clips, by layout at 0.91, every pair looked at"
     assert len(list((tmp_path / "index/blocks/layout").glob("*.faiss"))) == 4
     concepts, clusters = read(tmp_path, "concepts"), read(tmp_path, "clusters")
     assert sorted(r["clip_id"] for r in concepts) == [f"c{n:05d}" for n in range(75)]
@@ -177,7 +177,7 @@ def test_other_settings_begin_anew_unless_shards_were_made(tmp_path: Path) -> No
     compare(folder, settings())
     assert len(read(folder, "duplicates")) == len(copies)
     storage.write_table(str(folder / "produced/x/shard.parquet"), pa.table({"clip_id": ["c00000"]}))
-    with pytest.raises(ConfigError, match=r"(?s)duplicates/ was made with other settings.*threshold: 0\.9 -> 0\.8"):
+    with pytest.raises(ConfigError, match=r"(?s)duplicates/ was made with other settings.*threshold: 0\.91 -> 0\.8"):
         Content(str(folder), settings(duplicates={"threshold": 0.8}))
     with pytest.raises(ConfigError, match=r"(?s)concepts/ was made with other settings.*number: None -> 3"):
         Content(str(folder), settings(clusters={"number": 3}))

@@ -28,7 +28,7 @@ Item = dict[str, Any]
 MOST_BLOCKS = 20_000
 """Blocks that Ray Data is given at once: beyond, each costs the driver more than it helps. An actor takes a block's items
 in turn, and one that dies takes them all again: workers know what is done."""
-NAMES = ("unit", "subset", "shard")
+NAMES = ("unit", "block", "subset", "shard")
 """Keys of an item that say to people which one it is."""
 LOOK_S = 5.0
 SAY_S = 30.0

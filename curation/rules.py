@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from curation.errors import ConfigError
 from curation.grammar import Rule, parse
+from curation.resample import PeopleConfig, ResampleConfig
 from curation.rule_tree import literal, quote
 from curation.tables import CLIPS, SOURCES
 
@@ -55,6 +56,10 @@ class SubsetConfig(BaseModel):
     """Over `clips`, for video."""
     image_rules: tuple[str, ...] = ()
     """Over `clips`, for images."""
+    resample: ResampleConfig | None = None
+    """How much is kept when concepts are balanced by the inverse square root of their sizes; None keeps all."""
+    people: PeopleConfig | None = None
+    """The least share of clips with people; their share is not lowered by the resampling either."""
     landscape_share: float | None = Field(None, ge=0.01, le=0.99)
     """Wanted share of landscape videos (width >= height) among the kept, met to within one clip: the surplus side is
     dropped, all of it where the other side has none. None keeps what there is. Images are not counted."""
@@ -70,6 +75,13 @@ class SubsetConfig(BaseModel):
     @classmethod
     def _clips(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
         return _checked(rules, CLIPS)
+
+    @field_validator("people")
+    @classmethod
+    def _people(cls, people: PeopleConfig | None) -> PeopleConfig | None:
+        if people is not None:
+            _checked((people.rule,), CLIPS)
+        return people
 
 
 def _checked(rules: tuple[str, ...], schema: pa.Schema) -> tuple[str, ...]:
@@ -98,7 +110,8 @@ def check(subset: SubsetConfig, columns_off: Mapping[str, str]) -> None:
 
     A rule that asks whether the column is null has an answer for it, and passes.
     """
-    for text in (*subset.clip_rules, *subset.image_rules):
+    people = (subset.people.rule,) if subset.people else ()
+    for text in (*subset.clip_rules, *subset.image_rules, *people):
         for column in clip_rule(text).columns:
             if column in columns_off:
                 raise ConfigError(

@@ -1,18 +1,20 @@
-"""From measured clips to a selection: errors, rules, fit to a bucket, aspect mix, split. Plain SQL, integer draws.
+"""From measured clips to a selection: errors, rules, fit to a bucket, near-duplicates, concepts, people, aspect mix, split.
 
-Near-duplicates and concept resampling have their place between the rules and the mix; until their tables exist every
-clip that passes the rules has weight 1 and no cluster.
+Plain SQL, integer draws.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import pyarrow as pa
 
 from curation import storage
+from curation.duplicates import BEST, OF_CLIP, OF_SOURCE
+from curation.resample import quotas
 from curation.rules import SubsetConfig, clip_rule, literal, reason_sql, source_rule
-from curation.tables import SELECTION
+from curation.tables import DUPLICATES, SELECTION
 
 if TYPE_CHECKING:
     import duckdb
@@ -26,9 +28,15 @@ MEMORY = "2GB"
 BATCH = 1 << 20
 """Rows of a chunk of the result: those of a row group, so that a file's bytes depend on the rows alone."""
 
+NONE_SAME = DUPLICATES.empty_table()
+"""No near-duplicates."""
+UNCLUSTERED = pa.schema([("clip_id", pa.string()), ("cluster", pa.int64())]).empty_table()
+"""No concepts."""
 FIT = pa.schema([("clip_id", pa.string()), ("bucket", pa.string()), ("bucket_why", pa.string()), ("misfit", pa.string())])
 """What the shape buckets say of a clip: a bucket, or why none fits (`too_small`, `too_few_frames`)."""
 
+LEFT = "kept OR reason = 'resampled_out' OR reason IN ('unselected:people_floor', 'unselected:aspect_mix')"
+"""Clips of earlier selections that were left when concepts were counted."""
 RATIO = "string_split(split_part(bucket, '-', 2), 'x')"
 LANDSCAPE = f"CAST({RATIO}[1] AS INT) >= CAST({RATIO}[2] AS INT)"
 """Whether a bucket, named like `v256-16x9-f128`, is at least as wide as high: what training will see of the clip."""
@@ -60,20 +68,35 @@ def fit_table(fits: Mapping[str, tuple[str | None, str, str | None]]) -> pa.Tabl
 
 def columns(subset: SubsetConfig) -> tuple[list[str], list[str]]:
     """The columns of `sources` and of `clips` that `select` asks for."""
-    of_sources = {"source_id", "kind", "exact_copy_of"}.union(*(source_rule(t).mentioned for t in subset.source_rules))
-    rules = (*subset.clip_rules, *subset.image_rules)
-    of_clips = {"clip_id", "source_id", "kind", "status", "error_code"}.union(*(clip_rule(t).mentioned for t in rules))
+    of_sources = {"source_id", "kind", "exact_copy_of", *OF_SOURCE}.union(
+        *(source_rule(t).mentioned for t in subset.source_rules)
+    )
+    rules = (*subset.clip_rules, *subset.image_rules, *((subset.people.rule,) if subset.people else ()))
+    of_clips = {"clip_id", "source_id", "kind", "status", "error_code", *OF_CLIP}.union(
+        *(clip_rule(t).mentioned for t in rules)
+    )
     return sorted(of_sources), sorted(of_clips)
 
 
-def select(sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous: pa.Table, fits: Rows) -> pa.Table:
+def select(
+    sources: Rows,
+    clips: Rows,
+    subset: SubsetConfig,
+    seed: int,
+    previous: pa.Table,
+    fits: Rows,
+    same: pa.Table = NONE_SAME,
+    concepts: Rows = UNCLUSTERED,
+) -> pa.Table:
     """One row of `tables.SELECTION` a new clip, sorted by clip_id; `shard` and `position` are left null.
 
     `previous` has the rows of earlier selections of the same subset: they are not decided again nor given back, and
-    what they kept counts first in the quotas. `fits` has the columns of `FIT`. The first of these that applies is
-    the reason: `error:<code>`, `rule:<text>`, `unmeasured:<column>`,
-    `unselected:too_small|too_few_frames`, `unselected:aspect_mix`, `kept`. The same rows in another order or number of
-    files give the same table.
+    what they kept counts first in the quotas. `fits` has the columns of `FIT`, `same` the `clip_id` and `duplicate_of` of
+    the run's near-duplicates: of a group the best clip that is left is kept, or the one that was kept before. `concepts` has
+    the `clip_id` and `cluster` of all clips that have one; a clip that has none is a concept of its own. The first of these
+    that applies is the reason: `error:<code>`, `rule:<text>`, `unmeasured:<column>`, `unselected:too_small|too_few_frames`,
+    `duplicate:<clip_id>`, `resampled_out`, `unselected:people_floor`, `unselected:aspect_mix`, `kept`. The same rows in
+    another order or number of files give the same table.
     """
     with storage.database(MEMORY) as connection:
         connection.execute("SET preserve_insertion_order = false")
@@ -81,12 +104,20 @@ def select(sources: Rows, clips: Rows, subset: SubsetConfig, seed: int, previous
             connection.register(name, rows)
         connection.execute(f"CREATE TABLE decided AS {_decided_sql(subset)}")
         _check_whole(connection)
+        if same.num_rows:
+            connection.register("same", same)
+            _deduplicate(connection)
+            _join_families(connection)
+        _weigh(connection, concepts)
+        if subset.resample is not None:
+            _resample(connection, subset, seed)
+        if subset.people is not None:
+            _people_floor(connection, subset.people.share, seed)
         if subset.landscape_share is not None:
             _mix(connection, subset.landscape_share, seed)
         split = f"CASE WHEN {draw_sql(seed, 'split', 'family')} < {literal(threshold(subset.validation_share))}"
         query = f"""
-            SELECT clip_id, source_id, reason = 'kept' AS kept, reason, NULL AS cluster,
-                   CASE WHEN kept THEN 1.0 END AS weight,
+            SELECT clip_id, source_id, reason = 'kept' AS kept, reason, cluster, weight, people,
                    CASE WHEN kept THEN {split} THEN 'validation' ELSE 'train' END END AS split,
                    CASE WHEN kept THEN bucket END AS bucket, bucket_why, NULL AS shard, NULL AS position
             FROM decided ORDER BY clip_id"""
@@ -99,13 +130,15 @@ def _decided_sql(subset: SubsetConfig) -> str:
     video = reason_sql([clip_rule(t) for t in subset.clip_rules])
     image = reason_sql([clip_rule(t) for t in subset.image_rules])
     source = reason_sql([source_rule(t) for t in subset.source_rules])
+    people = f"coalesce({clip_rule(subset.people.rule).sql}, false)" if subset.people else "CAST(NULL AS BOOLEAN)"
     return f"""
         WITH judged AS (
-            SELECT source_id, coalesce(exact_copy_of, source_id) AS family,
+            SELECT source_id, coalesce(exact_copy_of, source_id) AS family, {", ".join(OF_SOURCE)},
                    CASE WHEN exact_copy_of IS NOT NULL THEN concat('rule:exact_copy_of ', exact_copy_of)
                         WHEN kind = 'video' THEN {source} END AS source_reason
             FROM sources)
-        SELECT clip_id, source_id, kind, family, bucket, bucket_why,
+        SELECT clip_id, source_id, kind, family, bucket, bucket_why, {", ".join((*OF_CLIP, *OF_SOURCE))},
+               {people} AS people,
                CASE WHEN status = 'error' THEN concat('error:', coalesce(error_code, 'internal'))
                     ELSE coalesce(source_reason, CASE WHEN kind = 'image' THEN {image} ELSE {video} END,
                                   CASE WHEN bucket IS NULL THEN concat('unselected:', coalesce(misfit, 'no_bucket')) END,
@@ -119,6 +152,129 @@ def _check_whole(connection: "duckdb.DuckDBPyConnection") -> None:
     decided, distinct, known = connection.execute(query).fetchall()[0]
     assert decided == distinct == known, (
         f"{decided} decisions on {distinct} clips, {known} of them with a source: a source is missing or an id is not unique"
+    )
+
+
+def _deduplicate(connection: "duckdb.DuckDBPyConnection") -> None:
+    """Drop all but one of each group of near-duplicates that is left by the rules."""
+    connection.execute(
+        """CREATE TEMP TABLE members AS
+           SELECT clip_id, duplicate_of AS of_group FROM same UNION SELECT duplicate_of, duplicate_of FROM same"""
+    )
+    connection.execute(
+        f"""CREATE TEMP TABLE winners AS
+            SELECT of_group, coalesce(any_value(before), first(clip_id ORDER BY {BEST})) AS winner
+            FROM (SELECT * FROM members JOIN decided USING (clip_id) WHERE reason = 'kept')
+            LEFT JOIN (SELECT of_group, min(clip_id) AS before FROM members JOIN previous USING (clip_id) WHERE kept
+                       GROUP BY of_group) USING (of_group)
+            GROUP BY of_group"""
+    )
+    connection.execute(
+        """UPDATE decided SET reason = concat('duplicate:', winner) FROM members JOIN winners USING (of_group)
+           WHERE decided.clip_id = members.clip_id AND reason = 'kept' AND winner <> decided.clip_id"""
+    )
+
+
+def _join_families(connection: "duckdb.DuckDBPyConnection") -> None:
+    """Sources that have near-duplicates of each other's clips are one family: no film may stand on both sides of the split.
+
+    A family goes by a source that was decided before, where there is one, else by its smallest id.
+    """
+    links = connection.execute(
+        """WITH known AS (SELECT clip_id, family, false AS old FROM decided
+                          UNION ALL SELECT clip_id, source_id, true FROM previous)
+           SELECT DISTINCT a.family, b.family, a.old, b.old FROM same
+           JOIN known a ON a.clip_id = same.clip_id JOIN known b ON b.clip_id = same.duplicate_of"""
+    ).fetchall()
+    old = {name for a, b, a_old, b_old in links for name, is_old in ((a, a_old), (b, b_old)) if is_old}
+    head: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while head.get(name, name) != name:
+            name = head[name]
+        return name
+
+    for a, b, _, _ in sorted(links):
+        first, then = sorted((root(a), root(b)), key=lambda name: (name not in old, name))
+        if first != then and not (first in old and then in old):  # what was split before stays where it is
+            head[then] = first
+    moved = [(name, root(name)) for name in head]
+    connection.register("families", pa.table({"family": [n for n, _ in moved], "joined": [r for _, r in moved]}))
+    connection.execute("UPDATE decided SET family = joined FROM families WHERE decided.family = families.family")
+
+
+def _weigh(connection: "duckdb.DuckDBPyConnection", concepts: Rows) -> None:
+    """Give each clip its concept, and those that are left 1 / sqrt(clips of the concept that are left, earlier ones too)."""
+    connection.register("concepts", concepts)
+    connection.execute(
+        f"""CREATE TEMP TABLE left_before AS SELECT cluster, people, kept FROM previous WHERE {LEFT};
+            CREATE TEMP TABLE weighed AS
+            WITH own AS (SELECT clip_id, cluster FROM decided JOIN concepts USING (clip_id)),
+                 whole AS (SELECT cluster, count(*) AS n FROM
+                               (SELECT cluster FROM left_before UNION ALL
+                                SELECT cluster FROM decided JOIN own USING (clip_id) WHERE reason = 'kept')
+                           WHERE cluster IS NOT NULL GROUP BY cluster)
+            SELECT decided.*, cluster, CASE WHEN reason = 'kept' THEN 1 / sqrt(coalesce(n, 1)) END AS weight
+            FROM decided LEFT JOIN own USING (clip_id) LEFT JOIN whole USING (cluster);
+            DROP TABLE decided;
+            ALTER TABLE weighed RENAME TO decided"""
+    )
+
+
+def _resample(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig, seed: int) -> None:
+    """Keep the quota of each concept, the lowest draws first; what was kept before counts first.
+
+    Clips with people and those without are apart: people are no smaller a share of what is kept than they were, nor than
+    the floor.
+    """
+    assert subset.resample is not None, "a subset that is resampled"
+    found = connection.execute(
+        """SELECT coalesce(people, false) AS people, cluster, count(*) AS n, count(*) FILTER (before) AS kept_before
+           FROM (SELECT people, cluster, kept AS before FROM left_before UNION ALL
+                 SELECT people, cluster, false FROM decided WHERE reason = 'kept') GROUP BY ALL ORDER BY ALL"""
+    ).fetchall()
+    sizes: dict[int, int] = {}
+    for _, cluster, n, _ in found:
+        sizes[cluster] = sizes.get(cluster, 0) + n
+    whole, people = sum(n for _, _, n, _ in found), sum(n for has, _, n, _ in found if has)
+    target = subset.resample.target(whole)
+    with_people = -(-target * people // whole) if whole else 0  # rounded up
+    if subset.people is not None:
+        with_people = min(people, max(with_people, math.ceil(subset.people.share * target)))
+    room: dict[str, list[object]] = {"people": [], "cluster": [], "room": []}
+    for has, wanted in ((True, with_people), (False, target - with_people)):
+        rows = [(cluster, n, before) for has_people, cluster, n, before in found if has_people == has]
+        groups = [(n, sizes[cluster] if cluster is not None else 1) for cluster, n, _ in rows]
+        order = sorted(range(len(rows)), key=lambda g: draw(seed, f"round/{has}", str(rows[g][0])))
+        offset = int(draw(seed, "offset", str(has)), 16) / 2**32
+        for (cluster, _, before), quota in zip(rows, quotas(groups, wanted, order, offset), strict=True):
+            for name, value in (("people", has), ("cluster", cluster), ("room", max(0, quota - before))):
+                room[name].append(value)
+    types = {"people": pa.bool_(), "cluster": pa.int64(), "room": pa.int64()}
+    connection.register("room", pa.table({name: pa.array(values, types[name]) for name, values in room.items()}))
+    connection.execute(
+        f"""UPDATE decided SET reason = 'resampled_out' WHERE clip_id IN (
+            SELECT clip_id FROM (
+                SELECT clip_id, room, row_number() OVER (PARTITION BY coalesce(d.people, false), d.cluster
+                                                         ORDER BY {draw_sql(seed, "resample", "clip_id")}, clip_id) AS place
+                FROM decided d JOIN room ON coalesce(d.people, false) = room.people
+                                            AND d.cluster IS NOT DISTINCT FROM room.cluster
+                WHERE reason = 'kept')
+            WHERE place > room)"""
+    )
+
+
+def _people_floor(connection: "duckdb.DuckDBPyConnection", share: float, seed: int) -> None:
+    """Drop clips without people until those with people are their share, the highest draws first."""
+    count = "SELECT coalesce(people, false), count(*) FROM"
+    old = dict(connection.execute(f"{count} previous WHERE kept GROUP BY 1").fetchall())
+    new = dict(connection.execute(f"{count} decided WHERE reason = 'kept' GROUP BY 1").fetchall())
+    of_1000 = round(share * 1000)
+    most = (old.get(True, 0) + new.get(True, 0)) * (1000 - of_1000) // of_1000
+    connection.execute(
+        f"""UPDATE decided SET reason = 'unselected:people_floor' WHERE clip_id IN (
+            SELECT clip_id FROM decided WHERE reason = 'kept' AND NOT people
+            ORDER BY {draw_sql(seed, "people_floor", "clip_id")}, clip_id OFFSET {max(0, most - old.get(False, 0))})"""
     )
 
 

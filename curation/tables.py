@@ -152,6 +152,31 @@ COSTS = pa.schema(
     ]
 )
 
+DUPLICATES = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("duplicate_of", pa.string()),
+        ("similarity", pa.float64()),
+        ("model", pa.string()),
+    ]
+)
+"""One row a clip that is nearly another: the best clip of its group, and the largest cosine to any clip of the group."""
+
+CONCEPTS = pa.schema([("clip_id", pa.string()), ("cluster", pa.int64()), ("similarity", pa.float32())])
+"""One row a clip with a vector: its concept, and its cosine to the nearest of the concept's centroids."""
+
+CLUSTERS = pa.schema(
+    [
+        ("cluster", pa.int64()),
+        ("size", pa.int64()),
+        ("weight", pa.float64()),
+        ("tightness", pa.float64()),
+        ("exemplars", pa.list_(pa.string())),
+    ]
+)
+"""One row a concept of the run, near-duplicates not counted: 1 / sqrt(size), the mean cosine of its clips to the nearest of
+its centroids, and up to six clips that are nearest."""
+
 SELECTION = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -160,6 +185,7 @@ SELECTION = pa.schema(
         ("reason", pa.string()),
         ("cluster", pa.int64()),
         ("weight", pa.float64()),
+        ("people", pa.bool_()),
         ("split", pa.string()),
         ("bucket", pa.string()),
         ("bucket_why", pa.string()),

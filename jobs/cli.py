@@ -191,6 +191,28 @@ def what_if(
 
 
 @app.command()
+def search(
+    run: Run,
+    text: Annotated[str | None, typer.Argument(help="What is looked for, in words (needs an open_clip embedding).")] = None,
+    like: Annotated[list[str] | None, typer.Option(metavar="CLIP_ID", help="Clips to be like; may be repeated.")] = None,
+    count: Annotated[int, typer.Option("--count", "-k", min=1, max=10_000, help="How many clips.")] = 20,
+    model: Annotated[str | None, typer.Option(help="The embedding, by name.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Only clips that this subset keeps.")] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of frames too.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """The nearest clips to a text or to other clips; of several clips, to their mean."""
+    from jobs import search as job
+
+    place = _place(run)
+    found = job.search(place, text, like or [], count, model, subset)
+    _print(lambda: job.listed(found, csv))
+    if page is not None:
+        job.page(place, found, text if text is not None else "like " + ", ".join(like or []), page)
+        typer.echo(page, err=csv)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the corpus and the run.")] = Path("demo"),
     engine: Engine = None,

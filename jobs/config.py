@@ -11,12 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bucketing.cut import EncodeConfig
 from bucketing.plan import ShardConfig
 from curation.clips import ClipConfig
+from curation.clusters import ClusterConfig
+from curation.duplicates import DuplicateConfig
 from curation.embedding import EmbeddingConfig
 from curation.engine import EngineConfig
 from curation.errors import ConfigError
 from curation.media import MediaLimits
 from curation.rules import SubsetConfig
 from curation.sources import UnitConfig
+from curation.vectors import IndexConfig
 from filters.aesthetic import AestheticConfig
 from filters.measure import FramesConfig
 from filters.shots import ShotConfig
@@ -43,6 +46,9 @@ class Config(BaseModel):
     aesthetic: AestheticConfig = AestheticConfig()
     embeddings: tuple[EmbeddingConfig, ...] = (EmbeddingConfig(name="layout", kind="layout"),)
     """Models that embed every clip; another one, added later, reads the kept frames."""
+    index: IndexConfig = IndexConfig()
+    duplicates: DuplicateConfig = DuplicateConfig()
+    clusters: ClusterConfig = ClusterConfig()
     subsets: tuple[SubsetConfig, ...] = Field(("everyday",), min_length=1, validate_default=True)
     encode: EncodeConfig = EncodeConfig()
     shards: ShardConfig = ShardConfig()
@@ -68,7 +74,7 @@ class Config(BaseModel):
             )
         return {
             "analyze": {**measured, "gates": gates},
-            "select": {"seed": self.seed, "subsets": subsets, "shards": tree["shards"]},
+            "select": {"subsets": subsets, **{k: tree[k] for k in ("seed", "shards", "index", "duplicates", "clusters")}},
             "produce": {"encode": tree["encode"]},
         }
 

@@ -89,6 +89,10 @@ class Found:
             self.clips[clip["path"]].append(clip)
         self.path_of = {s["source_id"]: s["path"] for many in self.sources.values() for s in many}
         self.reason = {r["clip_id"]: r["reason"] for r in rows(f"selection/{SUBSET}")}
+        path = {c["clip_id"]: c["path"] for many in self.clips.values() for c in many}
+        self.near: dict[str, set[str]] = defaultdict(set)
+        for row in rows("duplicates"):
+            self.near[path[row["clip_id"]]].add(path[row["duplicate_of"]])
         self.written = {r["clip_id"] for r in rows(f"produced/{SUBSET}") if r["status"] == "ok"}
 
 
@@ -124,6 +128,10 @@ def _source_facts(truth: Truth, source: Record, found: Found) -> Iterator[Fact]:
     if truth.exact_copy_of is not None:
         original = found.path_of.get(source["exact_copy_of"], "none")
         yield "exact copy of", truth.exact_copy_of, original, original == truth.exact_copy_of
+    wanted = {truth.near_copy_of} if truth.near_copy_of else set()
+    if wanted or found.near[truth.path]:
+        have_near = found.near[truth.path]
+        yield "near copy of", _list(sorted(wanted)), _list(sorted(have_near)), have_near == wanted
 
 
 def _shot_facts(truth: Truth, source: Record, clips: Sequence[Record]) -> Iterator[Fact]:

@@ -201,7 +201,8 @@ def derivations() -> list[Derivation]:
 
     copy = Truth("odd/same bytes again.mp4", "An exact copy", ("rejected",), exact_copy_of=pan, verdict=("exact_copy",))
     near = Truth("odd/near_copy.mp4", "The same, smaller and coarser", frames=150, size=(768, 432), near_copy_of=drift)
-    flipped = Truth("broken/flipped_bytes.mp4", "Forty bytes of picture data changed", frames=150, size=(854, 480))
+    forty = "Forty bytes of picture data changed"
+    flipped = Truth("broken/flipped_bytes.mp4", forty, frames=150, size=(854, 480), near_copy_of=pan)
     short = Truth("broken/cut_short.mkv", "The second half of the file is missing", size=(854, 480))
     playlist = broken("playlist.mp4", "A playlist by the name of a film", "unsupported_format", "not_media")
     half = broken("half_image.jpg", "Half of a photograph", "decode_failed", "zero_frames", "not_media", "bad_header")

@@ -11,12 +11,12 @@ GROUP = """CASE WHEN starts_with(reason, 'duplicate:') THEN 'duplicate'
 """SQL that takes from a `reason` the id of the one clip or source it names, so that reasons can be counted."""
 
 AFTER = {
-    "duplicate": "near-duplicates",
-    "resampled_out": "concept resampling",
     "unselected:too_small": "no shape bucket: too small",
     "unselected:too_few_frames": "no shape bucket: too few frames",
-    "unselected:aspect_mix": "aspect mix",
+    "duplicate": "near-duplicates",
+    "resampled_out": "concept resampling",
     "unselected:people_floor": "people floor",
+    "unselected:aspect_mix": "aspect mix",
 }
 
 

@@ -31,7 +31,7 @@ TABLES: dict[str, pa.Schema] = {
     "produced": PRODUCED,
 }
 """Tables every run has; one without files yet is an empty view."""
-LATER = ("captions", "embeddings", "duplicates", "clusters", "review")
+LATER = ("captions", "embeddings", "duplicates", "concepts", "clusters", "review")
 """Tables a run has where that part of the path was used; no view else."""
 FOLDERS = {"selection": ("subset",), "produced": ("subset",), "embeddings": ("model",), "shards": ("subset", "split", "bucket")}
 """Folders between a table's name and its files; they become columns."""

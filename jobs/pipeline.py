@@ -1,12 +1,12 @@
 """The path of the data, top to bottom: read this first.
 
-    input -> units -> analyze, embed -> select -> cut -> pack -> report
+    input -> units -> analyze, embed -> compare -> select -> cut -> pack -> report
 
 `analyze` decodes each source once and writes what it measured and a few frames; `embed` turns those frames into vectors;
-`select` decides by rules over the tables; `cut` and `pack` write the shards that the selection planned. Each part skips
-what the run folder already has, so running again after any kind of death goes on where it stopped. Near-duplicates,
-concepts and captions have their place between `analyze` and `cut`; a run has no such tables until those parts exist, and
-its report says so.
+`compare` finds near-duplicates and concepts among these; `select` decides by rules over the tables, keeps one of each group of
+near-duplicates and balances the concepts; `cut` and `pack` write the shards that the selection planned. Each part skips what
+the run folder already has, so running again after any kind of death goes on where it stopped. Captions have their place
+between `select` and `cut`; a run has none until that part exists, and its report says so.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,13 @@ from pathlib import Path
 
 from bucketing import cut
 from curation import embedding, engine, lock, rules, run_folder, sources, storage
+from curation.engine import EngineConfig
 from curation.errors import ConfigError
 from filters import aesthetic, text
-from jobs import analyze, embed, metrics, produce, selecting
+from jobs import analyze, content, embed, metrics, produce, selecting
 from jobs.budget import Budget
 from jobs.config import Config
+from jobs.content import Content
 from jobs.events import Events, log
 from jobs.report import write_report
 
@@ -93,6 +95,7 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
         for item in events.track("embed", embedded, total=len(left)):
             events.event("embedded", **item)
     if "select" in parts:
+        compare(folder, config, events, marks)
         for subset in config.subsets:
             events.say(selecting.select(folder, config, subset))
     if "produce" in parts:
@@ -108,6 +111,25 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
         events.say(f"report: {write_report(folder)}")
 
 
+def compare(folder: str, config: Config, events: Events, marks: str) -> None:
+    """What the clips' vectors say, before any rule looks at them."""
+    units = analyze.done_units(folder)
+    whole = Content(folder, config)
+
+    def each(part: str, items: Sequence[engine.Item], worker: type[content.Worker]) -> None:
+        where = config.engine if len(items) > 1 else EngineConfig(kind="inline")  # one item is not worth an actor
+        for result in events.track(part, engine.run(items, whole.steps(worker), where, marks), total=len(items)):
+            events.event(part, **result)
+
+    each("index", whole.unindexed(units), content.Index)
+    each("compare", whole.uncompared(), content.Compare)
+    events.say(whole.group(units))
+    if trained := whole.train():
+        events.say(trained)
+    each("assign", whole.unassigned(), content.Assign)
+    whole.describe()
+
+
 def check(config: Config) -> None:
     """Refuse a config that names what this machine lacks, before any work."""
     for subset in config.subsets:
@@ -117,6 +139,7 @@ def check(config: Config) -> None:
     cut.check()
     for model in config.embeddings:
         embedding.check(model, f"embeddings.{model.name}")
+    content.check(config)
     analyze.stages(config)
 
 

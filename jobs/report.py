@@ -3,22 +3,19 @@
 Every figure is a query over the run's tables; rows that reach Python are few, whatever the run's size.
 """
 
-import base64
-import io
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from curation import run_folder, storage
 from curation.errors import CODES
 from curation.rules import SubsetConfig
+from jobs.concepts import concepts
 from jobs.funnel import AFTER, GROUP, Amount, Step, steps
 from jobs.inspect import connect, rows, subsets
+from jobs.pictures import middle_frames
 
 if TYPE_CHECKING:
     import duckdb
@@ -27,7 +24,6 @@ BINS = 24
 CHART_PX = 300
 CHARACTER_PX = 7
 """Width of a chart, and of a character of its labels with room to spare."""
-THUMBNAIL_PX = 200
 EXAMPLES = 6
 """Example frames a reason."""
 CANDIDATES = 48
@@ -76,6 +72,7 @@ def gather(connection: "duckdb.DuckDBPyConnection", run: str) -> dict[str, Any]:
     made = [_subset(connection, subset, sources) for subset in (*lists, *_others(connection, lists))]
     pictures = example_frames(connection, run)
     views = {row["name"] for row in rows(connection, "SHOW TABLES")}
+    found = concepts(connection, run) if "clusters" in views else None
     return {
         "front": front,
         "versions": front.get("versions", {}),
@@ -85,6 +82,7 @@ def gather(connection: "duckdb.DuckDBPyConnection", run: str) -> dict[str, Any]:
         "missing": [text for table, text in MISSING.items() if table not in views],
         "subsets": made,
         "pictures": pictures,
+        "concepts": found,
         "scores": list(histograms(connection, lists)),
         "unmeasured": [c for c in score_columns(connection) if not _measured(connection, c)],
         "errors": errors(connection),
@@ -99,7 +97,7 @@ HELD = (
     """CREATE TEMP TABLE sources AS SELECT source_id, unit, path, kind, container, video_codec, duration_s, width, height,
               status, reason, error_code, error_message FROM sources""",
     "CREATE TEMP TABLE clips AS FROM clips",
-    "CREATE TEMP TABLE selection AS SELECT subset, clip_id, kept, reason, split, bucket, shard FROM selection",
+    "CREATE TEMP TABLE selection AS SELECT subset, clip_id, kept, reason, cluster, weight, split, bucket, shard FROM selection",
     """CREATE TEMP TABLE produced AS SELECT subset, clip_id, status, error_code, error_message, bucket, fps, frames, shard,
               bytes FROM produced""",
 )
@@ -367,7 +365,7 @@ def example_frames(connection: "duckdb.DuckDBPyConnection", run: str) -> dict[st
                 FROM decided GROUP BY subset, reason ORDER BY subset, reason = 'kept' DESC, n DESC, reason"""
     reasons = rows(connection, query)
     chosen = [_spread(row["clips"]) for row in reasons]
-    jpegs = _middle_frames(connection, run, [clip["clip_id"] for clips in chosen for clip in clips])
+    jpegs = middle_frames(connection, run, [clip["clip_id"] for clips in chosen for clip in clips])
     shown: dict[str, list[dict[str, Any]]] = {}
     groups = []
     for row in reasons:
@@ -396,35 +394,6 @@ def _spread(clips: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         first.setdefault(clip["path"], clip)
     others = [clip for clip in clips if first[clip["path"]] is not clip]
     return [*first.values(), *others][:EXAMPLES]
-
-
-def _middle_frames(connection: "duckdb.DuckDBPyConnection", run: str, clip_ids: Sequence[str]) -> dict[str, str]:
-    """clip_id -> data URI of its middle kept frame, small. Only the files of these clips' units are opened."""
-    query = """SELECT unit, array_agg(clip_id ORDER BY clip_id) AS clips FROM clips JOIN sources USING (source_id)
-               WHERE clip_id IN (SELECT unnest($1::VARCHAR[])) GROUP BY 1 ORDER BY 1"""
-    uris: dict[str, str] = {}
-    for row in rows(connection, query, [list(clip_ids)]):
-        with storage.open_read(storage.join(run, "frames", f"{row['unit']}.parquet")) as file:
-            wanted = pc.field("clip_id").isin(row["clips"])
-            table = pq.read_table(file, columns=["clip_id", "frame", "jpeg"], filters=wanted).sort_by("frame")
-        for clip_id in row["clips"]:
-            jpegs = table.filter(pc.equal(table["clip_id"], clip_id))["jpeg"]
-            if len(jpegs) and (uri := _thumbnail(jpegs[(len(jpegs) - 1) // 2].as_py())):
-                uris[clip_id] = uri
-    return uris
-
-
-def _thumbnail(jpeg: bytes) -> str | None:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
-            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            out = io.BytesIO()
-            image.convert("RGB").save(out, "JPEG", quality=72, optimize=True)
-    except OSError:
-        return None  # a damaged frame has no picture; the reason keeps its count
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def reason_label(reason: str) -> str:

@@ -16,7 +16,7 @@ from curation import run_folder, storage
 from curation import select as rules_select
 from curation.errors import ConfigError
 from curation.rules import SubsetConfig
-from curation.tables import CLIPS, SELECTION, SOURCES
+from curation.tables import CLIPS, CONCEPTS, DUPLICATES, SELECTION, SOURCES
 from jobs.analyze import done_units
 from jobs.config import Config, apply, resolve
 
@@ -29,6 +29,8 @@ FIT_COLUMNS = (
 )
 SHAPE_COLUMNS = ("source_id", "pixel_aspect", "rotation")
 """Columns of `clips` and `sources` that decide a bucket (`buckets.choose`)."""
+EARLIER = ("clip_id", "source_id", "kept", "reason", "cluster", "people", "bucket", "shard")
+"""Columns of earlier selections that decide later ones."""
 READERS = 16
 """Files that are read side by side: a store answers in some 30 ms, whatever is asked."""
 
@@ -60,24 +62,25 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
                 f"shards/{subset.name} and produced/{subset.name} first"
             )
         storage.remove(place)
-    done = _covered(place)
+    done = covered(place)
     units = [u for u in done_units(folder) if u not in done]
     if not units:
         return f"select: {subset.name}: nothing new"
     table = _decide(folder, config, subset, units, place)
     table = table.replace_schema_metadata({MADE_BY: made_by.encode()})
-    storage.write_table(storage.join(place, f"{units[0]}--{units[-1]}.parquet"), table)
+    storage.write_table(storage.join(place, f"{unit_span(units)}.parquet"), table)
     return f"select: {subset.name}: {table['kept'].combine_chunks().true_count} of {table.num_rows} clips kept"
 
 
 def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], place: str) -> pa.Table:
     """The selection of these units. Their tables pass as streams; what is held is the selection itself."""
     of_sources, of_clips = rules_select.columns(subset)
-    previous = storage.read_table(place, SELECTION, ["clip_id", "kept", "bucket", "shard"])
+    previous = storage.read_table(place, SELECTION, list(EARLIER))
+    same = storage.read_table(storage.join(folder, "duplicates"), DUPLICATES, ["clip_id", "duplicate_of"])
     with _fits(folder, units, subset.bucket_class) as fits:
-        sources = _stream(folder, "sources", units, SOURCES, of_sources)
-        clips = _stream(folder, "clips", units, CLIPS, of_clips)
-        chosen = rules_select.select(sources, clips, subset, config.seed, previous, fits)
+        sources = stream(folder, "sources", units, SOURCES, of_sources)
+        clips = stream(folder, "clips", units, CLIPS, of_clips)
+        chosen = rules_select.select(sources, clips, subset, config.seed, previous, fits, same, concepts(folder))
     kept = chosen.select(["clip_id", "kept", "split", "bucket", "shard", "position"]).filter(chosen["kept"])
     placed = plan.assign(kept, config.seed, config.shards, plan.next_shards(previous))
     return _join(chosen, placed)
@@ -103,8 +106,8 @@ def _fits(folder: str, units: Sequence[str], bucket_class: int) -> Iterator[pa.R
     query = """SELECT c.* EXCLUDE (source_id, status), s.pixel_aspect, s.rotation FROM clips c JOIN sources s USING (source_id)
                WHERE c.status = 'ok'"""
     with storage.database(rules_select.MEMORY) as connection:
-        connection.register("sources", _stream(folder, "sources", units, SOURCES, SHAPE_COLUMNS))
-        connection.register("clips", _stream(folder, "clips", units, CLIPS, FIT_COLUMNS))
+        connection.register("sources", stream(folder, "sources", units, SOURCES, SHAPE_COLUMNS))
+        connection.register("clips", stream(folder, "clips", units, CLIPS, FIT_COLUMNS))
         found = connection.sql(query).to_arrow_reader(FIT_ROWS)
         yield pa.RecordBatchReader.from_batches(rules_select.FIT, (_fit(batch, bucket_class) for batch in found))
 
@@ -120,7 +123,7 @@ def _fit(clips: pa.RecordBatch, bucket_class: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=rules_select.FIT)
 
 
-def _stream(folder: str, table: str, units: Sequence[str], schema: pa.Schema, columns: Sequence[str]) -> pa.RecordBatchReader:
+def stream(folder: str, table: str, units: Sequence[str], schema: pa.Schema, columns: Sequence[str]) -> pa.RecordBatchReader:
     """Some columns of a table for these units, unit by unit; the files of the next ones are on their way meanwhile."""
 
     def read(unit: str) -> pa.Table:
@@ -136,9 +139,28 @@ def _stream(folder: str, table: str, units: Sequence[str], schema: pa.Schema, co
     return pa.RecordBatchReader.from_batches(pa.schema([schema.field(name) for name in columns]), batches())
 
 
+def concepts(folder: str) -> pa.RecordBatchReader:
+    """Rows of `CONCEPTS` of a run, file by file; none where clips were not clustered."""
+    place = storage.join(folder, "concepts")
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for name in storage.names(place, ".parquet"):
+            with storage.open_read(storage.join(place, name)) as file:
+                yield from pq.read_table(file).replace_schema_metadata(None).to_batches()
+
+    return pa.RecordBatchReader.from_batches(CONCEPTS, batches())
+
+
 def _made_by(config: Config, subset: SubsetConfig) -> str:
     return run_folder.fingerprint(
-        {"seed": config.seed, "subset": subset.model_dump(mode="json"), "shards": config.shards.model_dump(mode="json")}
+        {
+            "duplicates": config.duplicates.model_dump(mode="json"),
+            "clusters": config.clusters.model_dump(mode="json"),
+            "index": config.index.model_dump(mode="json"),
+            "seed": config.seed,
+            "subset": subset.model_dump(mode="json"),
+            "shards": config.shards.model_dump(mode="json"),
+        }
     )
 
 
@@ -151,10 +173,17 @@ def _stale(place: str, made_by: str) -> bool:
     return False
 
 
-def _covered(place: str) -> set[str]:
-    """Units that the selection's files speak of: each file is named by its first and last unit."""
-    covered = set()
-    for name in storage.names(place, ".parquet"):
-        first, last = (int(u.removeprefix("unit-")) for u in name.removesuffix(".parquet").split("--"))
-        covered |= {f"unit-{n:06d}" for n in range(first, last + 1)}
-    return covered
+def unit_span(units: Sequence[str]) -> str:
+    """The name of a file that speaks of these units, first to last."""
+    return f"{units[0]}--{units[-1]}"
+
+
+def units_of(span: str) -> list[str]:
+    """The units between the first and the last that `unit_span` names."""
+    first, last = (int(unit.removeprefix("unit-")) for unit in span.split("--"))
+    return [f"unit-{n:06d}" for n in range(first, last + 1)]
+
+
+def covered(place: str) -> set[str]:
+    """Units that a table's files speak of, each named by `unit_span`."""
+    return {unit for name in storage.names(place, ".parquet") for unit in units_of(name.removesuffix(".parquet"))}

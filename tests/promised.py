@@ -7,7 +7,10 @@ import pyarrow.parquet as pq
 
 from curation import storage
 
-TABLES = ("units", "sources", "clips", "series", "frames", "embeddings", "selection", "produced", "shards")
+TABLES = (
+    *("units", "sources", "clips", "series", "frames", "embeddings", "index", "duplicates", "concepts", "clusters"),
+    *("selection", "produced", "shards"),
+)
 
 
 def fingerprints(run: str) -> dict[str, str]:

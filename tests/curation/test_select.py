@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bucketing.buckets import all_buckets
+from curation.resample import PeopleConfig, ResampleConfig, expected
 from curation.rules import SubsetConfig
-from curation.select import LANDSCAPE, draw, fit_table, select, threshold
+from curation.select import LANDSCAPE, NONE_SAME, UNCLUSTERED, draw, fit_table, select, threshold
 from curation.tables import CLIPS, SELECTION, SOURCES
 
 Row = dict[str, Any]
@@ -38,11 +39,18 @@ def corpus(count: int, bucket: str, prefix: str) -> Corpus:
     return videos, [{"clip_id": i, "source_id": i, "kind": kind} for i in ids], dict.fromkeys(ids, (bucket, "fits", None))
 
 
-def chosen(subset: SubsetConfig, *corpora: Corpus, seed: int = 0, previous: pa.Table = NONE_BEFORE) -> pa.Table:
+def chosen(
+    subset: SubsetConfig,
+    *corpora: Corpus,
+    seed: int = 0,
+    previous: pa.Table = NONE_BEFORE,
+    same: pa.Table = NONE_SAME,
+    concepts: pa.Table = UNCLUSTERED,
+) -> pa.Table:
     videos = [row for s, _, _ in corpora for row in s]
     spans = [row for _, c, _ in corpora for row in c]
     fits = {k: v for _, _, f in corpora for k, v in f.items()}
-    return select(sources(*videos), clips(*spans), subset, seed, previous, fit_table(fits))
+    return select(sources(*videos), clips(*spans), subset, seed, previous, fit_table(fits), same, concepts)
 
 
 def reasons(table: pa.Table) -> dict[str, str]:
@@ -246,3 +254,158 @@ def test_more_validation_takes_none_of_it_back() -> None:
         held = {r["clip_id"] for r in found if r["split"] == "validation"}
         assert seen <= held and (share > 0 or not held)
         seen = held
+
+
+def duplicates(**groups: str) -> pa.Table:
+    """`kept="b c"`: b and c are duplicates of `kept`."""
+    rows = [(clip, kept) for kept, clips in groups.items() for clip in clips.split()]
+    return pa.table({"clip_id": [a for a, _ in rows], "duplicate_of": [b for _, b in rows]})
+
+
+def test_of_near_duplicates_the_best_that_the_rules_leave_is_kept() -> None:
+    videos, spans, fits = corpus(6, WIDE, "d")
+    for row, width, sharpness in zip(spans, (640, 1280, 1280, 1920, 640, 640), (0.9, 0.2, 0.3, 0.1, 0.5, 0.5), strict=True):
+        row |= {"width": width, "height": 360, "quality_sharpness": sharpness}
+    spans[3]["motion_mv"] = 0.1  # the best of all fails a rule
+    same = duplicates(d0003="d0000 d0001 d0002", d0004="d0005")
+    found = chosen(SubsetConfig(name="x", clip_rules=("motion_mv > 1",)), (videos, spans, fits), same=same)
+    assert reasons(found) == {
+        "d0000": "duplicate:d0002",
+        "d0001": "duplicate:d0002",
+        "d0002": "kept",
+        "d0003": "rule:motion_mv > 1",
+        "d0004": "kept",
+        "d0005": "duplicate:d0004",
+    }
+
+
+def test_a_duplicate_of_what_was_kept_before_is_one_however_good() -> None:
+    subset = SubsetConfig(name="x")
+    first = chosen(subset, corpus(3, WIDE, "a"))
+    videos, spans, fits = corpus(3, WIDE, "b")
+    for row in spans:
+        row |= {"width": 3840, "height": 2160, "quality_sharpness": 1.0}
+    found = chosen(subset, (videos, spans, fits), previous=first, same=duplicates(a0001="b0000 b0002"))
+    assert reasons(found) == {"b0000": "duplicate:a0001", "b0001": "kept", "b0002": "duplicate:a0001"}
+
+
+def test_films_with_near_duplicates_are_on_one_side_of_the_split() -> None:
+    videos, spans, fits = corpus(400, WIDE, "s")
+    more = [{**row, "clip_id": f"{row['clip_id']}b"} for row in spans]
+    both = {**fits, **{row["clip_id"]: (WIDE, "fits", None) for row in more}}
+    same = duplicates(
+        **{f"s{n:04d}": f"s{n + 1:04d}" for n in range(0, 400, 4)},
+        **{f"s{n + 1:04d}b": f"s{n + 2:04d}b" for n in range(0, 400, 4)},
+    )
+    found = chosen(SubsetConfig(name="x", validation_share=0.3), (videos, [*spans, *more], both), seed=3, same=same)
+    split = {r["clip_id"]: r["split"] for r in found.to_pylist() if r["kept"]}
+    for n in range(0, 400, 4):
+        sides = {split[c] for k in range(3) for c in (f"s{n + k:04d}", f"s{n + k:04d}b") if c in split}
+        assert len(sides) == 1
+    assert 0.15 < sum(v == "validation" for v in split.values()) / len(split) < 0.45
+
+
+HALF = ResampleConfig(share=0.5)
+
+
+def in_concepts(*sizes: int, start: int = 0, people: int = 0) -> tuple[Corpus, pa.Table]:
+    """Clips `c0000` and on, whose concepts have these sizes; of each concept one in `people` shows people."""
+    clusters = [cluster for cluster, size in enumerate(sizes) for _ in range(size)]
+    videos, spans, fits = corpus(start + len(clusters), WIDE, "c")
+    for n, row in enumerate(spans):
+        row["face_count_max"] = float(bool(people) and n % people == 0)
+    ids = [row["clip_id"] for row in spans[start:]]
+    new: Corpus = (videos[start:], spans[start:], {i: fits[i] for i in ids})
+    return new, pa.table({"clip_id": ids, "cluster": pa.array(clusters, pa.int64())})
+
+
+def kept_of(found: pa.Table) -> Counter[int]:
+    return Counter(row["cluster"] for row in found.to_pylist() if row["kept"])
+
+
+def test_concepts_are_kept_by_the_square_root_of_their_sizes() -> None:
+    sizes = (900, 400, 100, 25, 4)
+    whole, concepts = in_concepts(*sizes)
+    found = chosen(SubsetConfig(name="x", resample=ResampleConfig(count=280)), whole, concepts=concepts)
+    kept = kept_of(found)
+    assert sum(kept.values()) == 280
+    assert all(abs(kept[c] - e) < 1 for c, e in enumerate(expected([(n, n) for n in sizes], 280)))
+    weights = {row["cluster"]: row["weight"] for row in found.to_pylist()}
+    assert weights == pytest.approx({c: n**-0.5 for c, n in enumerate(sizes)})
+    assert Counter(reasons(found).values()) == {"kept": 280, "resampled_out": sum(sizes) - 280}
+
+
+def test_no_resampling_keeps_all_and_says_the_weights() -> None:
+    whole, concepts = in_concepts(16, 4)
+    found = chosen(SubsetConfig(name="x"), whole, concepts=concepts.slice(0, 18))
+    assert Counter((r["cluster"], r["weight"]) for r in found.to_pylist()) == {
+        (0, 0.25): 16,
+        (1, 1 / 2**0.5): 2,
+        (None, 1.0): 2,
+    }
+    assert set(reasons(found).values()) == {"kept"}
+
+
+def test_what_has_no_concept_is_one_of_its_own() -> None:
+    whole, concepts = in_concepts(100, 10)
+    found = chosen(SubsetConfig(name="x", resample=HALF), whole, concepts=concepts.slice(0, 100))
+    assert kept_of(found) == {0: 45, None: 10}
+
+
+def test_other_seeds_keep_other_clips_and_other_orders_the_same() -> None:
+    whole, concepts = in_concepts(300, 40, 7, people=3)
+    subset = SubsetConfig(name="x", resample=HALF, people=PeopleConfig(share=0.5))
+    first = chosen(subset, whole, concepts=concepts, seed=1)
+    turned = (whole[0][::-1], whole[1][::-1], whole[2])
+    assert chosen(subset, turned, concepts=concepts.sort_by([("clip_id", "descending")]), seed=1).equals(first)
+    assert not chosen(subset, whole, concepts=concepts, seed=2).equals(first)
+    one_more = chosen(SubsetConfig(name="x", resample=ResampleConfig(share=0.6)), whole, concepts=concepts, seed=1)
+    fewer = chosen(SubsetConfig(name="x", resample=HALF), whole, concepts=concepts, seed=1)
+    held = [{i for i, r in reasons(t).items() if r == "kept"} for t in (fewer, one_more)]
+    assert len(held[0] - held[1]) <= 3, "a larger target gives back no more than the rounding of three quotas"
+
+
+def test_later_clips_find_the_earlier_ones_counted() -> None:
+    subset = SubsetConfig(name="x", resample=ResampleConfig(count=60))
+    one, concepts_one = in_concepts(90, 10)
+    first = chosen(subset, one, concepts=concepts_one)
+    two, concepts_two = in_concepts(90, 110, start=100)
+    later = chosen(subset, two, previous=first, concepts=concepts_two)
+    assert sum(kept_of(first).values()) == 60
+    both = kept_of(first) + kept_of(later)
+    assert kept_of(later)[0] == 0, "the first concept had its share"
+    assert 25 <= both[1] <= 35 and min(both.values()) >= 25
+    assert {r["weight"] for r in later.to_pylist()} == {1 / 180**0.5, 1 / 120**0.5}
+
+
+def test_people_are_no_smaller_a_share_than_they_were() -> None:
+    whole, concepts = in_concepts(900, 100, people=5)
+    for count in (100, 333, 900):
+        found = chosen(
+            SubsetConfig(name="x", resample=ResampleConfig(count=count), people=PeopleConfig(share=0.05)),
+            whole,
+            concepts=concepts,
+        ).to_pylist()
+        kept = [row for row in found if row["kept"]]
+        assert len(kept) == count
+        assert sum(row["people"] for row in kept) == -(-count * 200 // 1000)
+
+
+def test_the_people_floor_is_met_or_those_without_go() -> None:
+    whole, concepts = in_concepts(400, 100, people=5)
+    subset = SubsetConfig(name="x", resample=HALF, people=PeopleConfig(share=0.4))
+    enough = [row for row in chosen(subset, whole, concepts=concepts).to_pylist() if row["kept"]]
+    assert len(enough) == 250 and sum(row["people"] for row in enough) == 100
+    few = chosen(SubsetConfig(name="x", people=PeopleConfig(share=0.6)), whole, concepts=concepts)
+    assert Counter(reasons(few).values()) == {"kept": 166, "unselected:people_floor": 334}
+    assert sum(row["people"] for row in few.to_pylist() if row["kept"]) == 100
+    nobody, _ = in_concepts(50)
+    none = chosen(SubsetConfig(name="x", people=PeopleConfig(share=0.6)), nobody)
+    assert set(reasons(none).values()) == {"unselected:people_floor"}
+
+
+def test_an_empty_selection_can_be_resampled() -> None:
+    subset = SubsetConfig(name="x", resample=HALF, people=PeopleConfig(share=0.6), clip_rules=("motion_mv > 99",))
+    whole, concepts = in_concepts(5, 3)
+    assert set(reasons(chosen(subset, whole, concepts=concepts)).values()) == {"rule:motion_mv > 99"}
+    assert chosen(subset, ([], [], {}), concepts=concepts.slice(0, 0)).num_rows == 0

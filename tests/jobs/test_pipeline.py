@@ -155,7 +155,8 @@ def test_later_sources_are_new_units_and_leave_the_old_bytes(corpus: Path, tmp_p
     (tmp_path / "in" / names[1]).write_bytes((corpus / names[1]).read_bytes())
     pipeline.run(str(tmp_path / "in"), str(run), settings())
     after = fingerprints(str(run))
-    assert before.items() <= after.items()
+    counted = "/clusters/clusters.parquet"  # of the whole run
+    assert {name: made for name, made in before.items() if name != counted}.items() <= after.items()
     assert len(list((run / "shards").rglob("*.tar"))) == 2
 
 

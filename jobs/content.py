@@ -1,0 +1,366 @@
+"""*Compare*: what the clips' vectors say before any rule looks at them: an index, near-duplicates, and concepts.
+
+    embeddings -> index (a block of clips each) -> pairs (each block by each) -> duplicates
+                                                -> centroids (of a sample) -> concepts (a block each) -> clusters
+
+Blocks, pairs and concepts are made by Ray actors, a file each, and are there already when the job is run again. What other
+settings made goes, unless shards were made by it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curation import attempts, clusters, duplicates, run_folder, storage, vectors
+from curation.embedding import EmbeddingConfig
+from curation.engine import Item, Step
+from curation.errors import ConfigError
+from curation.tables import CLIPS, CLUSTERS, DUPLICATES, SOURCES
+from jobs import embed
+from jobs.config import Config
+from jobs.selecting import READERS, concepts, covered, stream, unit_span, units_of
+
+MADE_BY = b"reelset_content"
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError where a named embedding is not there, or a subset asks for concepts that nothing finds."""
+    duplicates.chosen(config.duplicates, config.embeddings)
+    if clusters.chosen(config.clusters, config.embeddings) is None:
+        for subset in config.subsets:
+            if subset.resample is not None:
+                raise ConfigError(f"subset {subset.name!r}: resample needs concepts: set clusters.enabled, and an embedding")
+
+
+class Content:
+    """The comparison of a run's clips: what is missing of it, and who makes that."""
+
+    def __init__(self, run: str, config: Config) -> None:
+        """Raises ConfigError where shards exist that other settings made."""
+        self.run, self.config = run, config
+        self.copies = duplicates.chosen(config.duplicates, config.embeddings)
+        self.meaning = clusters.chosen(config.clusters, config.embeddings)
+        self._drop_stale()
+
+    def _drop_stale(self) -> None:
+        """Remove what other settings made, the last made first."""
+        index = {m.name: _made_by(self.config, m) for m in self.config.embeddings}
+        of_pairs = None
+        if self.copies:
+            model, threshold = self.copies
+            of_pairs = {**index[model.name], "threshold": threshold, "min_ratio": self.config.duplicates.min_ratio}
+        of_concepts = None
+        if self.meaning:
+            settings = {k: v for k, v in self.config.clusters.model_dump(mode="json").items() if k not in ("enabled", "model")}
+            of_concepts = {**index[self.meaning.name], **settings, "seed": self.config.seed}
+        self.made_by = {"duplicates": of_pairs, "index/pairs": of_pairs}
+        self.made_by |= {"clusters": of_concepts, "concepts": of_concepts, "index/centroids": of_concepts}
+        self.made_by |= {f"index/blocks/{name}": made_by for name, made_by in index.items()}
+        for table, wanted in self.made_by.items():
+            place = storage.join(self.run, table)
+            old = _made(place)
+            if old is None or old == wanted:
+                continue
+            if table in ("duplicates", "concepts") and storage.walk(storage.join(self.run, "produced"), ".parquet"):
+                raise ConfigError(
+                    f"{table}/ was made with other settings, and shards exist:\n{run_folder.difference(old, wanted or {})}\n"
+                    "Use the old settings, or remove shards/ and produced/ first"
+                )
+            storage.remove(place)
+
+    def blocks(self, model: EmbeddingConfig) -> list[str]:
+        """The names of a model's indexed blocks, in order; a block is named by its first and last unit."""
+        return [place.rsplit("/", 1)[1] for place in blocks(self.run, model.name)]
+
+    def unindexed(self, units: Sequence[str]) -> list[Item]:
+        """The blocks that are missing of these measured units, each with its own."""
+        items = []
+        for model in self.config.embeddings:
+            have = covered(_index(self.run, model.name))
+            new = [unit for unit in units if unit not in have]
+            for block in _blocks(self.run, model, new, self.config.index.block_clips):
+                items.append({"block": unit_span(block), "model": model.name, "units": block})
+        return items
+
+    def uncompared(self) -> list[Item]:
+        """The pairs of blocks that were not searched for near-duplicates yet."""
+        if self.copies is None:
+            return []
+        blocks = self.blocks(self.copies[0])
+        done = set(storage.names(storage.join(self.run, "index", "pairs"), ".parquet"))
+        every = [{"block": b, "beside": a} for place, b in enumerate(blocks) for a in blocks[: place + 1]]
+        return [item for item in every if f"{_pair(item)}.parquet" not in done]
+
+    def unassigned(self) -> list[Item]:
+        """The blocks whose clips have no concept yet."""
+        if self.meaning is None or not storage.names(storage.join(self.run, "index", "centroids")):
+            return []
+        done = set(storage.names(storage.join(self.run, "concepts"), ".parquet"))
+        return [{"block": block} for block in self.blocks(self.meaning) if f"{block}.parquet" not in done]
+
+    def steps(self, worker: "type[Worker]") -> list[Step]:
+        return [Step(worker(self), self.config.engine.cpu)]
+
+    def write(self, table: str, name: str, rows: pa.Table) -> None:
+        """Commit a file of a table, with the settings that made it."""
+        metadata = {MADE_BY: json.dumps(self.made_by[table], sort_keys=True).encode()}
+        place = storage.join(self.run, table, f"{name}.parquet")
+        storage.write_table(place, rows.replace_schema_metadata(metadata))
+
+    def group(self, units: Sequence[str]) -> str:
+        """Write the near-duplicates of those of the measured units that have none yet, from the pairs. A line for people.
+
+        Rows once written stay.
+        """
+        if self.copies is None:
+            return "duplicates: not looked for: " + (
+                "no embedding of a kind that tells copies" if self.config.duplicates.enabled else "duplicates.enabled is false"
+            )
+        model, threshold = self.copies
+        place = storage.join(self.run, "duplicates")
+        have = covered(place)
+        new = [unit for unit in units if unit not in have]
+        if not new:
+            return "duplicates: nothing new"
+        found, facts = self._pairs(units, set(new))
+        ids, is_new = facts["clip_id"], facts["new"].to_numpy()
+        decided = storage.read_table(place, DUPLICATES)
+        kept_then = pc.coalesce(
+            decided["duplicate_of"].take(pc.index_in(ids, decided["clip_id"].combine_chunks())) if decided.num_rows else ids,
+            ids,
+        )
+        before = np.where(is_new, -1, pc.index_in(kept_then, ids).fill_null(-2).to_numpy())
+        kept, similarity = duplicates.groups(found, before)
+        rows = np.flatnonzero(is_new & (kept != np.arange(len(ids))))
+        table = pa.table(
+            {
+                "clip_id": ids.take(pa.array(rows)),
+                "duplicate_of": ids.take(pa.array(kept[rows])),
+                "similarity": similarity[rows],
+                "model": pa.array([model.name] * len(rows), pa.string()),
+            },
+            schema=DUPLICATES,
+        )
+        self.write("duplicates", unit_span(new), table.sort_by("clip_id"))
+        sizes = self._sizes(model)
+        return (
+            f"duplicates: {table.num_rows} of {sum(sizes)} clips, by {model.name} at {threshold:g}, "
+            f"{vectors.how(max(sizes, default=0), self.config.index)}"
+        )
+
+    def _sizes(self, model: EmbeddingConfig) -> list[int]:
+        return _rows([storage.join(_index(self.run, model.name), f"{block}.parquet") for block in self.blocks(model)])
+
+    def _pairs(self, units: Sequence[str], new: set[str]) -> tuple[duplicates.Pairs, pa.Table]:
+        """The pairs with a clip of a new unit in them, and their clips (`clip_id`, `new`) in order of `BEST`.
+
+        The clip that was kept of a decided clip's group is among them too.
+        """
+        place = storage.join(self.run, "index", "pairs")
+        files = [
+            name
+            for name in storage.names(place, ".parquet")
+            if new & set(units_of(name.removesuffix(".parquet").split("+")[1]))
+        ]
+        tables = [duplicates.PAIRS.empty_table()]
+        for name in files:
+            with storage.open_read(storage.join(place, name)) as file:
+                tables.append(pq.read_table(file))
+        pairs = pa.concat_tables(tables).replace_schema_metadata(None)
+        query = f"""
+            WITH mentioned AS (SELECT clip_id FROM pairs UNION SELECT other_id FROM pairs),
+                 whole AS (FROM mentioned UNION SELECT duplicate_of FROM decided JOIN mentioned USING (clip_id))
+            SELECT clip_id, unit IN (SELECT unit FROM new_units) AS new
+            FROM clips SEMI JOIN whole USING (clip_id)
+            JOIN sources USING (source_id)
+            ORDER BY {duplicates.BEST}"""
+        of_clips, of_sources = ("clip_id", "source_id", *duplicates.OF_CLIP), ("source_id", "unit", *duplicates.OF_SOURCE)
+        with storage.database() as connection:
+            connection.register("pairs", pairs)
+            connection.register("decided", storage.read_table(storage.join(self.run, "duplicates"), DUPLICATES))
+            connection.register("new_units", pa.table({"unit": sorted(new)}))
+            connection.register("clips", stream(self.run, "clips", units if pairs.num_rows else (), CLIPS, of_clips))
+            connection.register("sources", stream(self.run, "sources", units if pairs.num_rows else (), SOURCES, of_sources))
+            facts = connection.sql(query).to_arrow_table().combine_chunks()
+        ends = [pc.index_in(pairs[name], facts["clip_id"].combine_chunks()).to_numpy() for name in ("clip_id", "other_id")]
+        a, b = (np.asarray(function(*ends), np.int64) for function in (np.minimum, np.maximum))
+        return duplicates.Pairs(a, b, pairs["similarity"].to_numpy()), facts
+
+    def train(self) -> str | None:
+        """Write the centroids of the run's concepts where there are none yet; a line for people."""
+        if self.meaning is None:
+            return None
+        same = storage.read_table(storage.join(self.run, "duplicates"), DUPLICATES, ["clip_id"])["clip_id"].combine_chunks()
+        number = clusters.number(self.config.clusters, max(0, sum(self._sizes(self.meaning)) - len(same)))
+        known = storage.read_table(storage.join(self.run, "index", "centroids"), clusters.CENTROIDS).num_rows
+        if known:
+            few = (
+                f"clusters: {known}, trained when the run had fewer clips; now there would be {number}: to begin anew, remove "
+            )
+            return f"{few}index/centroids and concepts" if number > 2 * known else None
+        sampler = clusters.Sampler(clusters.SAMPLE * number, self.config.seed)
+        for block in self.blocks(self.meaning):
+            sampler.add(vectors.load(storage.join(_index(self.run, self.meaning.name), block)), same)
+        number = min(number, len(sampler.vectors))
+        if not number:
+            return "clusters: none: no clip has a vector"
+        centroids = clusters.train(sampler.vectors, number, self.config.clusters.same, self.config.seed)
+        self.write("index/centroids", "centroids", clusters.centroids_table(centroids))
+        few = f" ({self.config.clusters.number} were asked for)" if (self.config.clusters.number or 0) > number else ""
+        return f"clusters: {number} by {self.meaning.name}{few}, {int(centroids.cluster.max()) + 1} concepts"
+
+    def describe(self) -> None:
+        """Write `clusters/`: the size, weight, tightness and exemplars of every concept of the run."""
+        if self.meaning is None:
+            return
+        with storage.database() as connection:
+            connection.register("concepts", concepts(self.run))
+            same = storage.read_table(storage.join(self.run, "duplicates"), DUPLICATES, ["clip_id"])
+            connection.register("duplicates", same)
+            table = connection.sql(clusters.CLUSTERED).to_arrow_table().cast(CLUSTERS)
+        self.write("clusters", "clusters", table)
+
+
+class Worker:
+    """What the three have in common: one thread of FAISS each, so that sums are the same however many run."""
+
+    name = ""
+
+    def __init__(self, content: "Content") -> None:
+        self.content = content
+
+    def open(self) -> None:
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+
+    def close(self) -> None:
+        pass
+
+    def __call__(self, item: Item) -> Item:
+        raise NotImplementedError
+
+
+class Index(Worker):
+    """Makes blocks of vectors that can be searched."""
+
+    name = "index"
+
+    def __call__(self, item: Item) -> Item:
+        attempts.at()
+        run, made_by = self.content.run, self.content.made_by[f"index/blocks/{item['model']}"]
+        place = storage.join(_index(run, item["model"]), item["block"])
+        unusable = 0
+        if not storage.exists(f"{place}.parquet"):
+            ids, found, unusable = vectors.read(embed.folder(run, item["model"]), item["units"])
+            facts = _facts(run, item["units"], ids).replace_schema_metadata({MADE_BY: json.dumps(made_by, sort_keys=True)})
+            vectors.save(place, vectors.build(ids, found, self.content.config.index), facts)
+        return {"block": item["block"], "model": item["model"], "unusable": unusable}
+
+
+class Compare(Worker):
+    """Looks for near-duplicates between two blocks, or within one."""
+
+    name = "compare"
+
+    def __call__(self, item: Item) -> Item:
+        attempts.at()
+        assert self.content.copies is not None, "there is a model that tells copies"
+        model, threshold = self.content.copies
+        one, other = (
+            vectors.load(storage.join(_index(self.content.run, model.name), name)) for name in (item["beside"], item["block"])
+        )
+        within = item["beside"] == item["block"]
+        found = duplicates.pairs(one, None if within else other, threshold, self.content.config.duplicates.min_ratio)
+        self.content.write("index/pairs", _pair(item), found)
+        return {**item, "pairs": found.num_rows}
+
+
+class Assign(Worker):
+    """Gives a block's clips their concepts."""
+
+    name = "assign"
+
+    def __call__(self, item: Item) -> Item:
+        attempts.at()
+        assert self.content.meaning is not None, "there is a model that is clustered"
+        run = self.content.run
+        block = vectors.load(storage.join(_index(run, self.content.meaning.name), item["block"]))
+        centroids = clusters.centroids_of(storage.read_table(storage.join(run, "index", "centroids")))
+        self.content.write("concepts", item["block"], clusters.assign(block, centroids))
+        return item
+
+
+def blocks(run: str, model: str) -> list[str]:
+    """Where the indexed blocks of a model's vectors are (`vectors.load`), in order."""
+    place = _index(run, model)
+    return [storage.join(place, name.removesuffix(".parquet")) for name in storage.names(place, ".parquet")]
+
+
+def _index(run: str, model: str) -> str:
+    return storage.join(run, "index", "blocks", model)
+
+
+def _pair(item: Mapping[str, str]) -> str:
+    return f"{item['beside']}+{item['block']}"
+
+
+def _made_by(config: Config, model: EmbeddingConfig) -> dict[str, Any]:
+    return {"model": model.decides(), "index": config.index.model_dump(mode="json")}
+
+
+def _made(place: str) -> dict[str, Any] | None:
+    """The settings that made a table's files; None where there is none."""
+    for name in storage.names(place, ".parquet")[:1]:
+        with storage.open_read(storage.join(place, name)) as file:
+            made: dict[str, Any] = json.loads((pq.read_schema(file).metadata or {}).get(MADE_BY, b"{}"))
+        return made
+    return None
+
+
+def _blocks(run: str, model: EmbeddingConfig, units: Sequence[str], most: int) -> list[list[str]]:
+    """These units in blocks of at least `most` clips, but for the last."""
+    blocks: list[list[str]] = []
+    room = 0
+    place = embed.folder(run, model.name)
+    for unit, count in zip(units, _rows([storage.join(place, f"{unit}.parquet") for unit in units]), strict=True):
+        if room <= 0:
+            blocks.append([])
+            room = most
+        blocks[-1].append(unit)
+        room -= count
+    return blocks
+
+
+def _rows(urls: Sequence[str]) -> list[int]:
+    """How many rows Parquet files have. Raises ConfigError where one is missing."""
+
+    def count(url: str) -> int:
+        try:
+            with storage.open_read(url) as file:
+                return int(pq.read_metadata(file).num_rows)
+        except FileNotFoundError:
+            raise ConfigError(f"{url!r} is missing: run `reelset run` again, which embeds what is missing") from None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(count, urls))
+
+
+def _facts(run: str, units: Sequence[str], ids: pa.Array) -> pa.Table:
+    """`vectors.FACTS` of these clips, in their order."""
+    query = """SELECT clip_id, coalesce(exact_copy_of, source_id) AS film,
+                      CASE WHEN kind = 'video' THEN coalesce(duration_s, 0) ELSE 0 END AS seconds
+               FROM clips JOIN sources USING (source_id)"""
+    with storage.database() as connection:
+        connection.register("clips", stream(run, "clips", units, CLIPS, ("clip_id", "source_id", "kind", "duration_s")))
+        connection.register("sources", stream(run, "sources", units, SOURCES, ("source_id", "exact_copy_of")))
+        found = connection.sql(query).to_arrow_table().combine_chunks()
+    found = found.take(pc.index_in(ids, found["clip_id"].combine_chunks()))
+    film = pa.array([vectors.film(source) for source in found["film"].to_pylist()], pa.int64())
+    return pa.table([found["clip_id"], film, found["seconds"]], schema=vectors.FACTS)

@@ -1,0 +1,46 @@
+"""Small pictures of clips for pages: the middle kept frame as a data URI."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curation import storage
+from jobs.inspect import rows
+
+if TYPE_CHECKING:
+    import duckdb
+
+THUMBNAIL_PX = 200
+
+
+def middle_frames(connection: "duckdb.DuckDBPyConnection", run: str, clip_ids: Sequence[str]) -> dict[str, str]:
+    """clip_id -> data URI of its middle kept frame, small. Only the files of these clips' units are opened."""
+    query = """SELECT unit, array_agg(clip_id ORDER BY clip_id) AS clips FROM clips JOIN sources USING (source_id)
+               WHERE clip_id IN (SELECT unnest($1::VARCHAR[])) GROUP BY 1 ORDER BY 1"""
+    uris: dict[str, str] = {}
+    for row in rows(connection, query, [list(clip_ids)]):
+        with storage.open_read(storage.join(run, "frames", f"{row['unit']}.parquet")) as file:
+            wanted = pc.field("clip_id").isin(row["clips"])
+            table = pq.read_table(file, columns=["clip_id", "frame", "jpeg"], filters=wanted).sort_by("frame")
+        for clip_id in row["clips"]:
+            jpegs = table.filter(pc.equal(table["clip_id"], clip_id))["jpeg"]
+            if len(jpegs) and (uri := _thumbnail(jpegs[(len(jpegs) - 1) // 2].as_py())):
+                uris[clip_id] = uri
+    return uris
+
+
+def _thumbnail(jpeg: bytes) -> str | None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            out = io.BytesIO()
+            image.convert("RGB").save(out, "JPEG", quality=72, optimize=True)
+    except OSError:
+        return None  # a damaged frame has no picture; the reason keeps its count
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -10,15 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from curation import rules
+from curation import rules, storage
 from curation.errors import ConfigError
 from curation.rules import SubsetConfig
 from curation.stage import Source
 from filters import faces
 from filters.faces import COLUMNS, SHIPPED, Detector, Faces, FacesConfig, check, decode, load, score
+from jobs import pipeline
 from jobs.analyze import stages
 from jobs.config import resolve
 from jobs.pipeline import unconfigured
+from tests.small_runs import SUBSET, settings
 
 Picture = npt.NDArray[np.uint8]
 WIDTH, HEIGHT = 480, 270
@@ -343,6 +345,21 @@ def test_rules_over_faces_need_the_stage() -> None:
         rules.check(people, unconfigured(off))
     assert [s.name for s in stages(on)] == ["probe", "measure", "faces", "text"]
     assert [s.name for s in stages(off)] == ["probe", "measure", "text"]
+
+
+def test_a_run_measures_images_and_keeps_those_with_faces(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, picture in (("face", frame((60, 40))), ("none", texture())):
+        cv2.imwrite(str(tmp_path / "in" / f"{name}.png"), picture)
+    wants_faces = {**SUBSET, "image_rules": ["face_count_max >= 1"]}
+    pipeline.run(str(tmp_path / "in"), str(tmp_path / "run"), settings(subsets=[wants_faces]), parts=("analyze", "select"))
+    clips = {r["clip_id"]: r for r in storage.read_table(str(tmp_path / "run" / "clips")).to_pylist()}
+    assert {r["path"]: r["face_count_max"] for r in clips.values()} == {"face.png": 1.0, "none.png": 0.0}
+    chosen = storage.read_table(str(tmp_path / "run" / "selection" / "tiny")).to_pylist()
+    assert {clips[r["clip_id"]]["path"]: r["reason"].split(":")[0] for r in chosen} == {
+        "face.png": "unselected",  # 270 pixels are too few for the smallest bucket of that shape
+        "none.png": "rule",
+    }
 
 
 def test_settings_that_decide() -> None:

@@ -16,6 +16,7 @@ from curation.sources import UNITS, source_id
 from curation.stage import Source, Stage
 from curation.tables import CLIPS, COSTS, FRAMES, SERIES, SOURCES
 from filters.aesthetic import Aesthetic
+from filters.faces import Faces
 from filters.measure import Measure, MeasureConfig
 from filters.text import ReadText
 from jobs import metrics
@@ -27,6 +28,8 @@ def stages(config: Config) -> list[Stage]:
     measure = MeasureConfig(shots=config.shots, clips=config.clips, frames=config.frames, seed=config.seed)
     wanted = Wanted(config.subsets, config.score_all)
     path: list[Stage] = [Probe(config.limits, Stops(config.subsets), config.score_all), Measure(config.limits, measure)]
+    if config.faces.enabled:  # first of the scorers: on the CPU it shares an actor with the decode
+        path.append(Faces(config.faces, wanted))
     if config.text.enabled:
         path.append(ReadText(config.text, wanted))
     if config.aesthetic.enabled:

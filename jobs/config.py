@@ -21,6 +21,7 @@ from curation.rules import SubsetConfig
 from curation.sources import UnitConfig
 from curation.vectors import IndexConfig
 from filters.aesthetic import AestheticConfig
+from filters.faces import FacesConfig
 from filters.measure import FramesConfig
 from filters.shots import ShotConfig
 from filters.text import TextConfig
@@ -42,6 +43,7 @@ class Config(BaseModel):
     shots: ShotConfig = ShotConfig()
     clips: ClipConfig = ClipConfig()
     frames: FramesConfig = FramesConfig()
+    faces: FacesConfig = FacesConfig()
     text: TextConfig = TextConfig()
     aesthetic: AestheticConfig = AestheticConfig()
     embeddings: tuple[EmbeddingConfig, ...] = (EmbeddingConfig(name="layout", kind="layout"),)
@@ -68,7 +70,7 @@ class Config(BaseModel):
         subsets = {s["name"]: s for s in tree["subsets"]}
         gates = {} if self.score_all else {n: {k: s[k] for k in RULE_LISTS} for n, s in subsets.items()}
         measured = {k: tree[k] for k in ("seed", "score_all", "shots", "clips", "frames")}
-        for scorer in (self.text, self.aesthetic):
+        for scorer in (self.faces, self.text, self.aesthetic):
             measured[scorer.__class__.__name__.removesuffix("Config").lower()] = scorer.model_dump(
                 mode="json", exclude=set(scorer.RESOURCES)
             )

@@ -16,7 +16,7 @@ from bucketing import cut
 from curation import embedding, engine, lock, rules, run_folder, sources, storage
 from curation.engine import EngineConfig
 from curation.errors import ConfigError
-from filters import aesthetic, text
+from filters import aesthetic, faces, text
 from jobs import analyze, content, embed, metrics, produce, selecting
 from jobs.budget import Budget
 from jobs.config import Config
@@ -134,6 +134,7 @@ def check(config: Config) -> None:
     """Refuse a config that names what this machine lacks, before any work."""
     for subset in config.subsets:
         rules.check(subset, unconfigured(config))
+    faces.check(config.faces)
     text.check(config.text)
     aesthetic.check(config.aesthetic)
     cut.check()
@@ -145,7 +146,9 @@ def check(config: Config) -> None:
 
 def unconfigured(config: Config) -> dict[str, str]:
     """Clip columns that this config leaves null, and what to set to have them."""
-    off = dict.fromkeys(("face_count_max", "people_score", "camera", "camera_confidence"), "nothing measures it yet")
+    off = dict.fromkeys(("camera", "camera_confidence"), "nothing measures it yet")
+    if not config.faces.enabled:
+        off |= dict.fromkeys(faces.COLUMNS, "faces.enabled")
     if not config.text.enabled:
         off |= dict.fromkeys(("text_score", "text_scene_score", "text_area_frac"), "text.enabled")
     if not config.aesthetic.enabled:

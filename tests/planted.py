@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]
 
 WIDTH, HEIGHT, FPS, OTHER_FPS = 256, 144, 12, 15
-PAN_PX = 10
+PAN_PX = 24
 """How far the view moves in the course of a film, at most."""
 CONCEPTS, RANK_SHIFT, RANK_POWER = 20, 8, 3.25
 """Concept r has a share in proportion to (r + RANK_SHIFT) ** -RANK_POWER: the first 24 %, the last 0.6 %."""
@@ -89,9 +89,9 @@ def _composition(rng: np.random.Generator, symmetric: bool) -> NDArray[np.float3
     import cv2
 
     size = (WIDTH + PAN_PX, HEIGHT)
-    picture = cv2.resize(rng.standard_normal((4, 6, 3)), size, interpolation=cv2.INTER_CUBIC)
-    for _ in range(6):
-        corners = rng.uniform(-0.1, 1.1, 2) * size + rng.uniform(-0.35, 0.35, (5, 2)) * size[0]
+    picture = cv2.resize(rng.standard_normal((6, 8, 3)), size, interpolation=cv2.INTER_CUBIC)
+    for _ in range(10):
+        corners = rng.uniform(-0.1, 1.1, 2) * size + rng.uniform(-0.25, 0.25, (5, 2)) * size[0]
         cv2.fillConvexPoly(picture, cv2.convexHull(corners.astype(np.int32)), rng.normal(0, 1.2, 3).tolist(), cv2.LINE_AA)
     if symmetric:  # what a picture and its mirror image have in common tells more than how they differ
         picture = picture + picture[:, ::-1]

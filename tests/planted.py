@@ -44,7 +44,7 @@ class Planted:
 
 
 def plant(folder: Path, count: int = 2000, seed: int = 0, workers: int = 2) -> list[Planted]:
-    """Write `count` films into `folder`, by `workers` processes, and their truth into `truth.csv` beside it."""
+    """Write `count` films into `folder`, by `workers` processes, and their truth into a CSV file beside it."""
     films = truth(count, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:

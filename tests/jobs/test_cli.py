@@ -23,7 +23,7 @@ def reelset(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_verb() -> None:
     done = reelset("--help")
     assert done.returncode == 0
-    for verb in ("run", "analyze", "select", "shard", "report", "status", "inspect", "sql", "what-if", "demo"):
+    for verb in ("run", "analyze", "select", "shard", "report", "status", "inspect", "sql", "what-if", "search", "demo"):
         assert f" {verb} " in done.stdout
 
 

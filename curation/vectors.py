@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from curation import storage
-from curation.errors import ConfigError
 from curation.layout import Vector
 
 if TYPE_CHECKING:
@@ -121,25 +120,15 @@ def build(ids: pa.Array, vectors: Vector, config: IndexConfig) -> "faiss.Index":
 def read(folder: str, units: Sequence[str]) -> tuple[pa.Array, Vector, int]:
     """Ids and unit vectors (n, width) of these units' clips in `embeddings/<model>/`, and how many have none that is usable.
 
-    A vector that is null, zero or not finite is not usable. Raises ConfigError where a unit has no table, or vectors of
-    another width than the first.
+    A vector that is null, zero or not finite is not usable.
     """
     ids: list[pa.Array] = [pa.array([], pa.string())]
     found: list[Vector] = []
     unusable, width = 0, 0
     for unit in units:
-        try:
-            with storage.open_read(storage.join(folder, f"{unit}.parquet")) as file:
-                part = pq.read_table(file)
-        except FileNotFoundError:
-            raise ConfigError(f"{folder!r} lacks {unit}: run `reelset run` again, which embeds what is missing") from None
-        this = part.schema.field("vector").type.list_size
-        width = width or this
-        if this != width:
-            raise ConfigError(
-                f"{folder!r}: the vectors of {unit} have {this} numbers, those of {units[0]} have {width}: the model was "
-                "replaced under its name. Give the new one another name, or remove the folder and run again"
-            )
+        with storage.open_read(storage.join(folder, f"{unit}.parquet")) as file:
+            part = pq.read_table(file)
+        width = part.schema.field("vector").type.list_size
         known = part.filter(part["vector"].is_valid())
         given = known["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
         length = np.sqrt(np.einsum("nd,nd->n", given, given, dtype=np.float64))

@@ -79,12 +79,15 @@ class Content:
         return [place.rsplit("/", 1)[1] for place in blocks(self.run, model.name)]
 
     def unindexed(self, units: Sequence[str]) -> list[Item]:
-        """The blocks that are missing of these measured units, each with its own."""
+        """The blocks that are missing of these measured units, each with its own.
+
+        Raises ConfigError where a unit was not embedded, or by a model of another width than the others.
+        """
         items = []
         for model in self.config.embeddings:
             have = covered(_index(self.run, model.name))
             new = [unit for unit in units if unit not in have]
-            for block in _blocks(self.run, model, new, self.config.index.block_clips):
+            for block in _blocks(self.run, model, new, units[0], self.config.index.block_clips) if new else ():
                 items.append({"block": unit_span(block), "model": model.name, "units": block})
         return items
 
@@ -155,7 +158,7 @@ class Content:
         )
 
     def _sizes(self, model: EmbeddingConfig) -> list[int]:
-        return _rows([storage.join(_index(self.run, model.name), f"{block}.parquet") for block in self.blocks(model)])
+        return [footer.num_rows for footer in _footers([f"{place}.parquet" for place in blocks(self.run, model.name)])]
 
     def _pairs(self, units: Sequence[str], new: set[str]) -> tuple[duplicates.Pairs, pa.Table]:
         """The pairs with a clip of a new unit in them, and their clips (`clip_id`, `new`) in order of `BEST`.
@@ -324,32 +327,39 @@ def _made(place: str) -> dict[str, Any] | None:
     return None
 
 
-def _blocks(run: str, model: EmbeddingConfig, units: Sequence[str], most: int) -> list[list[str]]:
-    """These units in blocks of at least `most` clips, but for the last."""
+def _blocks(run: str, model: EmbeddingConfig, units: Sequence[str], first: str, most: int) -> list[list[str]]:
+    """These units in blocks of at least `most` clips, but for the last. The run's `first` unit says how wide vectors are."""
+    place = embed.folder(run, model.name)
+    footers = _footers([storage.join(place, f"{unit}.parquet") for unit in (first, *units)])
+    widths = [footer.schema.to_arrow_schema().field("vector").type.list_size for footer in footers]
     blocks: list[list[str]] = []
     room = 0
-    place = embed.folder(run, model.name)
-    for unit, count in zip(units, _rows([storage.join(place, f"{unit}.parquet") for unit in units]), strict=True):
+    for unit, footer, width in zip(units, footers[1:], widths[1:], strict=True):
+        if width != widths[0]:
+            raise ConfigError(
+                f"{place!r}: the vectors of {unit} have {width} numbers, those of {first} have {widths[0]}: the model was "
+                "replaced under its name. Give the new one another name, or remove the folder and run again"
+            )
         if room <= 0:
             blocks.append([])
             room = most
         blocks[-1].append(unit)
-        room -= count
+        room -= footer.num_rows
     return blocks
 
 
-def _rows(urls: Sequence[str]) -> list[int]:
-    """How many rows Parquet files have. Raises ConfigError where one is missing."""
+def _footers(urls: Sequence[str]) -> list[pq.FileMetaData]:
+    """What Parquet files say of themselves. Raises ConfigError where one is missing."""
 
-    def count(url: str) -> int:
+    def read(url: str) -> pq.FileMetaData:
         try:
             with storage.open_read(url) as file:
-                return int(pq.read_metadata(file).num_rows)
+                return pq.read_metadata(file)
         except FileNotFoundError:
             raise ConfigError(f"{url!r} is missing: run `reelset run` again, which embeds what is missing") from None
 
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(count, urls))
+        return list(pool.map(read, urls))
 
 
 def _facts(run: str, units: Sequence[str], ids: pa.Array) -> pa.Table:

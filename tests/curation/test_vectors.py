@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 
 from curation import embedding, storage, vectors
-from curation.errors import ConfigError
 from curation.vectors import IndexConfig
 
 SMALL = IndexConfig(exhaustive=10, probes=3)
@@ -29,15 +28,6 @@ def test_what_has_no_direction_is_left_out_and_counted(tmp_path: Path) -> None:
     assert found.tolist() == [pytest.approx([0.6, 0.8]), [0.0, -1.0]]
     assert unusable == 5
     assert vectors.read(str(tmp_path), ["b"])[1].shape == (0, 2)
-
-
-def test_another_width_and_a_missing_unit_are_said(tmp_path: Path) -> None:
-    write(tmp_path, "a", [[1.0, 0.0]], 2)
-    write(tmp_path, "b", [[1.0, 0.0, 0.0]], 3)
-    with pytest.raises(ConfigError, match="the vectors of b have 3 numbers, those of a have 2"):
-        vectors.read(str(tmp_path), ["a", "b"])
-    with pytest.raises(ConfigError, match="lacks c"):
-        vectors.read(str(tmp_path), ["a", "c"])
 
 
 @pytest.mark.parametrize("count", [0, 7, 400])

@@ -213,10 +213,16 @@ def test_all_clips_may_be_copies_of_one(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_width_changed_is_said(tmp_path: Path) -> None:
-    folder = measured(tmp_path, planted(10)[0])
+    wrong = "the vectors of unit-000001 have 2 numbers, those of unit-000000 have 32"
+    folder = measured(tmp_path / "at once", planted(10)[0])
     measured(folder, [[1.0, 0.0]] * 10, start=10)
-    with pytest.raises(ConfigError, match="the vectors of unit-000001 have 2 numbers, those of unit-000000 have 32"):
-        compare(folder, settings(index={"block_clips": 1000}))
+    with pytest.raises(ConfigError, match=wrong):
+        compare(folder, settings())
+    later = measured(tmp_path / "later", planted(10)[0])
+    compare(later, settings())
+    measured(later, [[1.0, 0.0]] * 10, start=10)
+    with pytest.raises(ConfigError, match=wrong):
+        compare(later, settings())
 
 
 def test_a_unit_that_was_not_embedded_is_said(tmp_path: Path) -> None:

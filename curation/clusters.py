@@ -7,6 +7,8 @@ to the same centroids.
 
 import math
 from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +44,10 @@ class ClusterConfig(BaseModel):
     """Clusters before any become one; None: the square root of the number of clips, at most `MOST`. Never more than clips."""
     same: float = Field(SAME, gt=0, le=1)
     """Clusters whose centroids have at least this cosine are one concept, at first or second hand."""
+    people: bool = False
+    """Whether clips are compared with sentences about what people do; needs an embedding that reads text."""
+    verbs: str | None = None
+    """A file of such doings and expressions, one a line ("running"); None: ours."""
 
 
 def chosen(config: ClusterConfig, embeddings: Iterable[EmbeddingConfig]) -> EmbeddingConfig | None:
@@ -120,14 +126,15 @@ def _merged(found: Vector, same: float) -> Ints:
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
-def assign(block: Block, centroids: Centroids) -> pa.Table:
-    """Rows of `CONCEPTS`, sorted by clip."""
+def assign(block: Block, centroids: Centroids, people: Vector | None = None) -> pa.Table:
+    """Rows of `CONCEPTS`, sorted by clip. `people` (n, width) are the vectors of the `sentences`."""
     import faiss
 
     flat = faiss.IndexFlatIP(centroids.vectors.shape[1])
     flat.add(centroids.vectors)
     near, nearest = flat.search(block.vectors, 1)
     columns = [block.ids, pa.array(centroids.cluster[nearest[:, 0]]), pa.array(np.minimum(near[:, 0], 1.0))]
+    columns.append(pa.nulls(len(block), pa.float32()) if people is None else pa.array((block.vectors @ people.T).max(axis=1)))
     return pa.table(columns, schema=CONCEPTS).sort_by("clip_id")
 
 
@@ -137,6 +144,18 @@ CLUSTERED = """
            list(clip_id ORDER BY similarity DESC, clip_id)[1:6] AS exemplars
     FROM concepts ANTI JOIN duplicates USING (clip_id) GROUP BY cluster ORDER BY cluster"""
 """The table `clusters/` from all concepts of the run: integers are summed, so that no order of rows shows in a mean."""
+
+
+def sentences(config: ClusterConfig) -> list[str]:
+    """What clips with people are compared with. Raises ConfigError where the file cannot be read or is empty."""
+    try:
+        own = Path(config.verbs).read_text() if config.verbs is not None else (files("curation") / "verbs.txt").read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"clusters.verbs {config.verbs!r}: {error}") from error
+    verbs = [line.strip() for line in own.splitlines() if line.strip()]
+    if not verbs:
+        raise ConfigError(f"clusters.verbs {config.verbs!r}: no verb in it")
+    return [f"a video of a person {verb}" for verb in verbs]
 
 
 def centroids_table(centroids: Centroids) -> pa.Table:

@@ -41,6 +41,13 @@ class PeopleConfig(BaseModel):
     """Movie Gen: 0.6 of its high-resolution set. Clips without people are dropped until it holds."""
     rule: str = "face_count_max >= 1"
     """Which clips have people in them, a rule over `clips`; what it cannot tell (null) has none."""
+    least_similarity: float | None = Field(None, gt=-1, lt=1)
+    """Instead of the rule: least `people_similarity` of a clip with people (`clusters.people`)."""
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules that are asked: one or none."""
+        return (self.rule,) if self.least_similarity is None else ()
 
 
 def expected(groups: Sequence[tuple[int, int]], target: int) -> list[float]:

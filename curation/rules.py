@@ -80,7 +80,7 @@ class SubsetConfig(BaseModel):
     @classmethod
     def _people(cls, people: PeopleConfig | None) -> PeopleConfig | None:
         if people is not None:
-            _checked((people.rule,), CLIPS)
+            _checked(people.rules, CLIPS)
         return people
 
 
@@ -110,7 +110,7 @@ def check(subset: SubsetConfig, columns_off: Mapping[str, str]) -> None:
 
     A rule that asks whether the column is null has an answer for it, and passes.
     """
-    people = (subset.people.rule,) if subset.people else ()
+    people = subset.people.rules if subset.people else ()
     for text in (*subset.clip_rules, *subset.image_rules, *people):
         for column in clip_rule(text).columns:
             if column in columns_off:

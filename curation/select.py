@@ -14,7 +14,7 @@ from curation import storage
 from curation.duplicates import BEST, OF_CLIP, OF_SOURCE
 from curation.resample import quotas
 from curation.rules import SubsetConfig, clip_rule, literal, reason_sql, source_rule
-from curation.tables import DUPLICATES, SELECTION
+from curation.tables import CONCEPTS, DUPLICATES, SELECTION
 
 if TYPE_CHECKING:
     import duckdb
@@ -30,7 +30,7 @@ BATCH = 1 << 20
 
 NONE_SAME = DUPLICATES.empty_table()
 """No near-duplicates."""
-UNCLUSTERED = pa.schema([("clip_id", pa.string()), ("cluster", pa.int64())]).empty_table()
+UNCLUSTERED = CONCEPTS.empty_table()
 """No concepts."""
 FIT = pa.schema([("clip_id", pa.string()), ("bucket", pa.string()), ("bucket_why", pa.string()), ("misfit", pa.string())])
 """What the shape buckets say of a clip: a bucket, or why none fits (`too_small`, `too_few_frames`)."""
@@ -71,7 +71,7 @@ def columns(subset: SubsetConfig) -> tuple[list[str], list[str]]:
     of_sources = {"source_id", "kind", "exact_copy_of", *OF_SOURCE}.union(
         *(source_rule(t).mentioned for t in subset.source_rules)
     )
-    rules = (*subset.clip_rules, *subset.image_rules, *((subset.people.rule,) if subset.people else ()))
+    rules = (*subset.clip_rules, *subset.image_rules, *(subset.people.rules if subset.people else ()))
     of_clips = {"clip_id", "source_id", "kind", "status", "error_code", *OF_CLIP}.union(
         *(clip_rule(t).mentioned for t in rules)
     )
@@ -93,7 +93,7 @@ def select(
     `previous` has the rows of earlier selections of the same subset: they are not decided again nor given back, and
     what they kept counts first in the quotas. `fits` has the columns of `FIT`, `same` the `clip_id` and `duplicate_of` of
     the run's near-duplicates: of a group the best clip that is left is kept, or the one that was kept before. `concepts` has
-    the `clip_id` and `cluster` of all clips that have one; a clip that has none is a concept of its own. The first of these
+    the rows of `tables.CONCEPTS` of all clips that have one; a clip that has none is a concept of its own. The first of these
     that applies is the reason: `error:<code>`, `rule:<text>`, `unmeasured:<column>`, `unselected:too_small|too_few_frames`,
     `duplicate:<clip_id>`, `resampled_out`, `unselected:people_floor`, `unselected:aspect_mix`, `kept`. The same rows in
     another order or number of files give the same table.
@@ -108,7 +108,7 @@ def select(
             connection.register("same", same)
             _deduplicate(connection)
             _join_families(connection)
-        _weigh(connection, concepts)
+        _weigh(connection, concepts, subset.people.least_similarity if subset.people else None)
         if subset.resample is not None:
             _resample(connection, subset, seed)
         if subset.people is not None:
@@ -130,7 +130,8 @@ def _decided_sql(subset: SubsetConfig) -> str:
     video = reason_sql([clip_rule(t) for t in subset.clip_rules])
     image = reason_sql([clip_rule(t) for t in subset.image_rules])
     source = reason_sql([source_rule(t) for t in subset.source_rules])
-    people = f"coalesce({clip_rule(subset.people.rule).sql}, false)" if subset.people else "CAST(NULL AS BOOLEAN)"
+    of_people = [clip_rule(text).sql for text in subset.people.rules] if subset.people else []
+    people = f"coalesce({of_people[0]}, false)" if of_people else "CAST(NULL AS BOOLEAN)"
     return f"""
         WITH judged AS (
             SELECT source_id, coalesce(exact_copy_of, source_id) AS family, {", ".join(OF_SOURCE)},
@@ -203,18 +204,20 @@ def _join_families(connection: "duckdb.DuckDBPyConnection") -> None:
     connection.execute("UPDATE decided SET family = joined FROM families WHERE decided.family = families.family")
 
 
-def _weigh(connection: "duckdb.DuckDBPyConnection", concepts: Rows) -> None:
+def _weigh(connection: "duckdb.DuckDBPyConnection", concepts: Rows, people_from: float | None) -> None:
     """Give each clip its concept, and those that are left 1 / sqrt(clips of the concept that are left, earlier ones too)."""
     connection.register("concepts", concepts)
+    people = "people" if people_from is None else f"coalesce(people_similarity >= {people_from!r}, false)"
     connection.execute(
         f"""CREATE TEMP TABLE left_before AS SELECT cluster, people, kept FROM previous WHERE {LEFT};
             CREATE TEMP TABLE weighed AS
-            WITH own AS (SELECT clip_id, cluster FROM decided JOIN concepts USING (clip_id)),
+            WITH own AS (SELECT clip_id, cluster, people_similarity FROM decided JOIN concepts USING (clip_id)),
                  whole AS (SELECT cluster, count(*) AS n FROM
                                (SELECT cluster FROM left_before UNION ALL
                                 SELECT cluster FROM decided JOIN own USING (clip_id) WHERE reason = 'kept')
                            WHERE cluster IS NOT NULL GROUP BY cluster)
-            SELECT decided.*, cluster, CASE WHEN reason = 'kept' THEN 1 / sqrt(coalesce(n, 1)) END AS weight
+            SELECT decided.* REPLACE ({people} AS people), cluster,
+                   CASE WHEN reason = 'kept' THEN 1 / sqrt(coalesce(n, 1)) END AS weight
             FROM decided LEFT JOIN own USING (clip_id) LEFT JOIN whole USING (cluster);
             DROP TABLE decided;
             ALTER TABLE weighed RENAME TO decided"""

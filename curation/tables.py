@@ -162,8 +162,16 @@ DUPLICATES = pa.schema(
 )
 """One row a clip that is nearly another: the best clip of its group, and the largest cosine to any clip of the group."""
 
-CONCEPTS = pa.schema([("clip_id", pa.string()), ("cluster", pa.int64()), ("similarity", pa.float32())])
-"""One row a clip with a vector: its concept, and its cosine to the nearest of the concept's centroids."""
+CONCEPTS = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("cluster", pa.int64()),
+        ("similarity", pa.float32()),
+        ("people_similarity", pa.float32()),
+    ]
+)
+"""One row a clip with a vector: its concept, its cosine to the nearest of the concept's centroids, and the largest cosine to a
+sentence about what people do (null where that was not asked)."""
 
 CLUSTERS = pa.schema(
     [

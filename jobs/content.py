@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curation import attempts, clusters, duplicates, run_folder, storage, vectors
+from curation import attempts, clusters, duplicates, embedding, run_folder, storage, vectors
 from curation.embedding import EmbeddingConfig
 from curation.engine import Item, Step
 from curation.errors import ConfigError
+from curation.layout import Vector
 from curation.tables import CLIPS, CLUSTERS, DUPLICATES, SOURCES
 from jobs import embed
 from jobs.config import Config
@@ -32,10 +33,17 @@ MADE_BY = b"reelset_content"
 def check(config: Config) -> None:
     """Raise ConfigError where a named embedding is not there, or a subset asks for concepts that nothing finds."""
     duplicates.chosen(config.duplicates, config.embeddings)
-    if clusters.chosen(config.clusters, config.embeddings) is None:
-        for subset in config.subsets:
-            if subset.resample is not None:
-                raise ConfigError(f"subset {subset.name!r}: resample needs concepts: set clusters.enabled, and an embedding")
+    meaning = clusters.chosen(config.clusters, config.embeddings)
+    if config.clusters.people:
+        clusters.sentences(config.clusters)
+        if meaning is None or meaning.kind != "open_clip":
+            have = "none" if meaning is None else f"{meaning.name} ({meaning.kind})"
+            raise ConfigError(f"clusters.people needs clusters of an embedding that reads text, open_clip; they are of {have}")
+    for subset in config.subsets:
+        if subset.resample is not None and meaning is None:
+            raise ConfigError(f"subset {subset.name!r}: resample needs concepts: set clusters.enabled, and an embedding")
+        if subset.people is not None and subset.people.least_similarity is not None and not config.clusters.people:
+            raise ConfigError(f"subset {subset.name!r}: people.least_similarity needs clusters.people")
 
 
 class Content:
@@ -286,9 +294,21 @@ class Compare(Worker):
 
 
 class Assign(Worker):
-    """Gives a block's clips their concepts."""
+    """Gives a block's clips their concepts, and says how like people's doings they are where that is asked."""
 
     name = "assign"
+    people: Vector | None = None
+
+    def open(self) -> None:
+        super().open()
+        settings, model = self.content.config.clusters, self.content.meaning
+        if settings.people and model is not None:
+            loaded = embedding.load(model, f"embeddings.{model.name}")
+            assert isinstance(loaded, embedding.OpenClip), "the config was checked"
+            self.people = loaded.text(clusters.sentences(settings))
+
+    def close(self) -> None:
+        self.people = None
 
     def __call__(self, item: Item) -> Item:
         attempts.at()
@@ -296,7 +316,7 @@ class Assign(Worker):
         run = self.content.run
         block = vectors.load(storage.join(_index(run, self.content.meaning.name), item["block"]))
         centroids = clusters.centroids_of(storage.read_table(storage.join(run, "index", "centroids")))
-        self.content.write("concepts", item["block"], clusters.assign(block, centroids))
+        self.content.write("concepts", item["block"], clusters.assign(block, centroids, self.people))
         return item
 
 

@@ -13,7 +13,7 @@ from bucketing.buckets import all_buckets
 from curation.resample import PeopleConfig, ResampleConfig, expected
 from curation.rules import SubsetConfig
 from curation.select import LANDSCAPE, NONE_SAME, UNCLUSTERED, draw, fit_table, select, threshold
-from curation.tables import CLIPS, SELECTION, SOURCES
+from curation.tables import CLIPS, CONCEPTS, SELECTION, SOURCES
 
 Row = dict[str, Any]
 Corpus = tuple[list[Row], list[Row], dict[str, tuple[str | None, str, str | None]]]
@@ -316,7 +316,8 @@ def in_concepts(*sizes: int, start: int = 0, people: int = 0) -> tuple[Corpus, p
         row["face_count_max"] = float(bool(people) and n % people == 0)
     ids = [row["clip_id"] for row in spans[start:]]
     new: Corpus = (videos[start:], spans[start:], {i: fits[i] for i in ids})
-    return new, pa.table({"clip_id": ids, "cluster": pa.array(clusters, pa.int64())})
+    rows = [{"clip_id": i, "cluster": c, "people_similarity": 0.3 if c else 0.2} for i, c in zip(ids, clusters, strict=True)]
+    return new, pa.Table.from_pylist(rows, schema=CONCEPTS)
 
 
 def kept_of(found: pa.Table) -> Counter[int]:
@@ -402,6 +403,15 @@ def test_the_people_floor_is_met_or_those_without_go() -> None:
     nobody, _ = in_concepts(50)
     none = chosen(SubsetConfig(name="x", people=PeopleConfig(share=0.6)), nobody)
     assert set(reasons(none).values()) == {"unselected:people_floor"}
+
+
+def test_people_may_be_told_by_what_sentences_say() -> None:
+    whole, concepts = in_concepts(60, 20)
+    subset = SubsetConfig(name="x", people=PeopleConfig(share=0.5, least_similarity=0.25))
+    found = chosen(subset, whole, concepts=concepts.slice(0, 75)).to_pylist()
+    assert {(r["cluster"], r["people"]) for r in found} == {(0, False), (1, True), (None, False)}
+    assert Counter(r["people"] for r in found if r["kept"]) == {True: 15, False: 15}
+    assert {r["reason"] for r in found if r["people"]} == {"kept"}
 
 
 def test_an_empty_selection_can_be_resampled() -> None:

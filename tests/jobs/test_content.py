@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation import embedding, storage
+from curation import clusters, embedding, storage
+from curation.clusters import ClusterConfig
 from curation.engine import run as run_engine
 from curation.errors import ConfigError
 from curation.layout import Vector
@@ -238,3 +239,36 @@ def test_a_subset_that_is_balanced_needs_concepts() -> None:
     for off in ({"clusters": {"enabled": False}}, {"embeddings": []}):
         with pytest.raises(ConfigError, match="subset 'x': resample needs concepts"):
             content.check(settings(**wanted, **off))
+
+
+class Reads:
+    """A model that reads texts: a sentence is the axis that its last word counts letters to."""
+
+    def text(self, texts: list[str]) -> Any:
+        return np.stack([np.eye(WIDTH, dtype=np.float32)[len(text.split()[-1])] for text in texts])
+
+
+def test_clips_are_compared_with_what_people_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = measured(tmp_path, [*np.eye(WIDTH, dtype=np.float32)[:9], None])
+    (tmp_path / "verbs.txt").write_text("sawing\n\n  running \n")
+    model = {"name": "layout", "kind": "open_clip", "model": "m", "weights": "w"}
+    config = settings(embeddings=[model], clusters={"people": True, "verbs": str(tmp_path / "verbs.txt")})
+    monkeypatch.setattr(content.embedding, "OpenClip", Reads)
+    monkeypatch.setattr(content.embedding, "load", lambda model, setting: Reads())
+    compare(folder, config)
+    said = {r["clip_id"]: r["people_similarity"] for r in read(folder, "concepts")}
+    assert said == {f"c{n:05d}": float(n in (6, 7)) for n in range(9)}
+    compare(folder, settings())
+    assert {r["people_similarity"] for r in read(folder, "concepts")} == {None}
+
+
+def test_people_by_sentences_need_a_model_that_reads_and_verbs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"open_clip; they are of layout \(layout\)"):
+        content.check(settings(clusters={"people": True}))
+    with pytest.raises(ConfigError, match=r"least_similarity needs clusters\.people"):
+        content.check(settings(subset={"people": {"share": 0.5, "least_similarity": 0.2}}))
+    (tmp_path / "verbs.txt").write_text("\n \n")
+    for verbs in ("verbs.txt", "none.txt"):
+        with pytest.raises(ConfigError, match=r"clusters\.verbs"):
+            content.check(settings(clusters={"people": True, "verbs": str(tmp_path / verbs)}))
+    assert len(clusters.sentences(ClusterConfig())) > 200

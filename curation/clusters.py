@@ -132,9 +132,12 @@ def assign(block: Block, centroids: Centroids, people: Vector | None = None) -> 
 
     flat = faiss.IndexFlatIP(centroids.vectors.shape[1])
     flat.add(centroids.vectors)
-    near, nearest = flat.search(block.vectors, 1)
-    columns = [block.ids, pa.array(centroids.cluster[nearest[:, 0]]), pa.array(np.minimum(near[:, 0], 1.0))]
-    columns.append(pa.nulls(len(block), pa.float32()) if people is None else pa.array((block.vectors @ people.T).max(axis=1)))
+    own = block.vectors
+    nearest = flat.search(own, 1)[1][:, 0]
+    # FAISS's own sums differ in their last bits with the number of threads
+    similarity = np.minimum(np.einsum("nd,nd->n", own, centroids.vectors[nearest], dtype=np.float64), 1.0).astype(np.float32)
+    columns = [block.ids, pa.array(centroids.cluster[nearest]), pa.array(similarity)]
+    columns.append(pa.nulls(len(block), pa.float32()) if people is None else pa.array((own @ people.T).max(axis=1)))
     return pa.table(columns, schema=CONCEPTS).sort_by("clip_id")
 
 

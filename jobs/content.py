@@ -8,7 +8,8 @@ settings made goes, unless shards were made by it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curation import attempts, clusters, duplicates, embedding, run_folder, storage, vectors
+from curation import attempts, clusters, duplicates, embedding, engine, run_folder, storage, vectors
 from curation.embedding import EmbeddingConfig
-from curation.engine import Item, Step
+from curation.engine import EngineConfig, Item, Step
 from curation.errors import ConfigError
 from curation.layout import Vector
 from curation.tables import CLIPS, CLUSTERS, DUPLICATES, SOURCES
@@ -115,8 +116,13 @@ class Content:
         done = set(storage.names(storage.join(self.run, "concepts"), ".parquet"))
         return [{"block": block} for block in self.blocks(self.meaning) if f"{block}.parquet" not in done]
 
-    def steps(self, worker: "type[Worker]") -> list[Step]:
-        return [Step(worker(self), self.config.engine.cpu)]
+    def work(self, worker: "type[Worker]", items: Sequence[Item], marks: str) -> Iterator[Item]:
+        """The results of these items, by actors; one item is not worth an actor, and has all cores of this machine."""
+        pool = self.config.engine.cpu
+        alone = len(items) < 2 or self.config.engine.kind == "inline"
+        threads = os.cpu_count() or 1 if alone else max(1, int(pool.cpus))
+        where = EngineConfig(kind="inline") if alone else self.config.engine
+        return engine.run(items, [Step(worker(self, threads), pool)], where, marks)
 
     def write(self, table: str, name: str, rows: pa.Table) -> None:
         """Commit a file of a table, with the settings that made it."""
@@ -239,17 +245,18 @@ class Content:
 
 
 class Worker:
-    """What the three have in common: one thread of FAISS each, so that sums are the same however many run."""
+    """What the three have in common: no result depends on FAISS's number of threads."""
 
     name = ""
 
-    def __init__(self, content: "Content") -> None:
+    def __init__(self, content: Content, threads: int) -> None:
         self.content = content
+        self.threads = threads
 
     def open(self) -> None:
         import faiss
 
-        faiss.omp_set_num_threads(1)
+        faiss.omp_set_num_threads(self.threads)
 
     def close(self) -> None:
         pass

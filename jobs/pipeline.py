@@ -14,7 +14,6 @@ from pathlib import Path
 
 from bucketing import cut
 from curation import embedding, engine, lock, rules, run_folder, sources, storage
-from curation.engine import EngineConfig
 from curation.errors import ConfigError
 from filters import aesthetic, faces, text
 from jobs import analyze, content, embed, metrics, produce, selecting
@@ -117,8 +116,7 @@ def compare(folder: str, config: Config, events: Events, marks: str) -> None:
     whole = Content(folder, config)
 
     def each(part: str, items: Sequence[engine.Item], worker: type[content.Worker]) -> None:
-        where = config.engine if len(items) > 1 else EngineConfig(kind="inline")  # one item is not worth an actor
-        for result in events.track(part, engine.run(items, whole.steps(worker), where, marks), total=len(items)):
+        for result in events.track(part, whole.work(worker, items, marks), total=len(items)):
             events.event(part, **result)
 
     each("index", whole.unindexed(units), content.Index)

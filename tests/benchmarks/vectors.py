@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from curation import clusters, duplicates, storage, vectors
 from curation.embedding import schema
-from curation.engine import run, start_ray
+from curation.engine import start_ray
 from curation.tables import CLIPS, CONCEPTS, SOURCES
 from jobs import content, selecting
 from jobs.config import Config, resolve
@@ -129,7 +129,7 @@ def ours(folder: str, config: Config, units: list[str]) -> dict[str, float]:
         start_ray(config.engine)
 
     def each(items: list[Any], worker: type[content.Worker]) -> None:
-        for _ in run(items, whole.steps(worker), config.engine, marks):
+        for _ in whole.work(worker, items, marks):
             pass
 
     with watched(said, "duplicates"):

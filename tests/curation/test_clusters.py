@@ -47,9 +47,11 @@ def test_nothing_but_the_vectors_and_the_seed_decides() -> None:
         sampler = Sampler(1000, seed=3)
         for start, end in zip([0, *cuts], cuts, strict=False):
             sampler.add(block(found[start:end], start=start), NOBODY)
-        made.append((sampler.vectors, train(sampler.vectors, 12, 0.9, seed=3)))
+        centroids = train(sampler.vectors, 12, 0.9, seed=3)
+        made.append((sampler.vectors, centroids, assign(block(found), centroids)))
     assert np.array_equal(made[0][0], made[1][0])
     assert np.array_equal(made[0][1].vectors, made[1][1].vectors)
+    assert made[0][2].equals(made[1][2])
     back = centroids_of(centroids_table(made[0][1]))
     assert np.array_equal(back.vectors, made[0][1].vectors) and np.array_equal(back.cluster, made[0][1].cluster)
 

@@ -10,7 +10,6 @@ import pytest
 
 from curation import clusters, embedding, storage
 from curation.clusters import ClusterConfig
-from curation.engine import run as run_engine
 from curation.errors import ConfigError
 from curation.layout import Vector
 from curation.tables import CLIPS, SOURCES
@@ -70,7 +69,7 @@ def compare(folder: Path, config: Config, stop_after: int | None = None) -> list
 
     def each(items: list[Any], worker: type[content.Worker]) -> None:
         nonlocal left
-        for _ in run_engine(items, whole.steps(worker), config.engine, str(folder / "attempts")):
+        for _ in whole.work(worker, items, str(folder / "attempts")):
             if left is not None:
                 left -= 1
                 if left < 0:

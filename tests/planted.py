@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
 
-WIDTH, HEIGHT, FPS, OTHER_FPS = 256, 144, 12, 15
+WIDTH, HEIGHT, FPS, OTHER_FPS = 352, 200, 24, 30
 PAN_PX = 24
 """How far the view moves in the course of a film, at most."""
 CONCEPTS, RANK_SHIFT, RANK_POWER = 20, 8, 3.25
@@ -104,7 +104,7 @@ def _filmed(canvas: Frames, rng: np.random.Generator) -> Frames:
     """A pan over the canvas, while a disc crosses the picture."""
     import cv2
 
-    count = int(rng.integers(15, 25))
+    count = int(rng.integers(130, 161))
     lefts = np.linspace(0, PAN_PX, count)[:: int(rng.choice([-1, 1]))]
     pictures = np.stack([cv2.getRectSubPix(canvas, (WIDTH, HEIGHT), (x + (WIDTH - 1) / 2, (HEIGHT - 1) / 2)) for x in lefts])
     start, end = rng.uniform(0.2, 0.8, (2, 2)) * (WIDTH, HEIGHT)

@@ -88,8 +88,12 @@ class Block:
 
 
 def cells(count: int) -> int:
-    """Cells of the inverted file over so many clips (FAISS's own advice: 4 times the square root)."""
-    return 4 * math.isqrt(count)
+    """Cells of the inverted file over so many clips (FAISS advises 4 to 16 times the square root).
+
+    One thread, 100 000 clips of 320 numbers, 16 cells searched, copies at 0.91: 4 times finds 0.986 of them at 0.14 ms each, 8
+    times 0.983 at 0.09 ms, 16 times 0.986 at 0.08 ms, and takes twice as long to fill.
+    """
+    return 8 * math.isqrt(count)
 
 
 def how(count: int, config: IndexConfig) -> str:

@@ -144,7 +144,7 @@ def assign(block: Block, centroids: Centroids, people: Vector | None = None) -> 
 CLUSTERED = """
     SELECT cluster, count(*) AS size, 1 / sqrt(count(*)) AS weight,
            sum(CAST(round(similarity * 1e6) AS BIGINT)) / count(*) / 1e6 AS tightness,
-           list(clip_id ORDER BY similarity DESC, clip_id)[1:6] AS exemplars
+           arg_min(clip_id, row(-similarity, clip_id), 6) AS exemplars
     FROM concepts ANTI JOIN duplicates USING (clip_id) GROUP BY cluster ORDER BY cluster"""
 """The table `clusters/` from all concepts of the run: integers are summed, so that no order of rows shows in a mean."""
 

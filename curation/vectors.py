@@ -156,8 +156,8 @@ def save(place: str, index: "faiss.Index", facts: pa.Table) -> None:
     storage.write_table(f"{place}.parquet", facts)
 
 
-def load(place: str) -> Block:
-    """A saved block; of one on this machine FAISS reads the pages that it needs."""
+def load(place: str, mapped: bool = False) -> Block:
+    """A saved block; `mapped`, of one on this machine, only the pages that are needed are read, and each look is slower."""
     import faiss
 
     with storage.open_read(f"{place}.parquet") as file:
@@ -165,6 +165,6 @@ def load(place: str) -> Block:
     if storage.is_remote(place):
         index = faiss.deserialize_index(np.frombuffer(storage.read_bytes(f"{place}.faiss"), np.uint8))
     else:
-        index = faiss.read_index(str(storage.local_path(f"{place}.faiss")), faiss.IO_FLAG_MMAP)
+        index = faiss.read_index(str(storage.local_path(f"{place}.faiss")), faiss.IO_FLAG_MMAP if mapped else 0)
     ids = facts["clip_id"].combine_chunks()
     return Block(ids, facts["film"].to_numpy(), facts["seconds"].to_numpy(), index)

@@ -131,6 +131,6 @@ def _nearest(
         raise ConfigError(f"{run!r} has no index of {model.name}: run `reelset select` on it first")
     best: list[tuple[float, str]] = []
     for place in blocks:
-        near = vectors.load(place).nearest(wanted, count, without, among)
+        near = vectors.load(place, mapped=True).nearest(wanted, count, without, among)
         best = sorted([*best, *near], key=lambda pair: (-pair[0], pair[1]))[:count]
     return best

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Event = dict[str, Any]
-PART_OF = {"unit": "analyze", "embedded": "embed", "cut": "cut", "shard": "pack"}
+PART_OF = {"unit": "analyze", "embedded": "embed", "index": "index", "compare": "compare", "assign": "assign"}
+PART_OF |= {"cut": "cut", "shard": "pack"}
 """Which part of the path an event counts for."""
 SILENT_S = 4 * BEAT_S
 """A driver that gave no sign of life for so long is taken for dead."""

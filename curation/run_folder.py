@@ -11,7 +11,10 @@ from curation import storage
 from curation.errors import ConfigError
 from curation.tables import FORMAT_VERSION
 
-PACKAGES = ("reelset", "av", "numpy", "opencv-python-headless", "pyarrow", "duckdb", "ray", "scenedetect-headless", "rapidocr")
+PACKAGES = (
+    *("reelset", "av", "numpy", "scipy", "faiss-cpu", "opencv-python-headless", "pyarrow", "duckdb", "ray"),
+    *("scenedetect-headless", "rapidocr"),
+)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

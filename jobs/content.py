@@ -58,7 +58,7 @@ class Content:
         self._drop_stale()
 
     def _drop_stale(self) -> None:
-        """Remove what other settings made, the last made first."""
+        """Remove what other settings made, the last made first: what a kill leaves is seen again."""
         index = {m.name: _made_by(self.config, m) for m in self.config.embeddings}
         of_pairs = None
         if self.copies:
@@ -71,17 +71,17 @@ class Content:
         self.made_by = {"duplicates": of_pairs, "index/pairs": of_pairs}
         self.made_by |= {"clusters": of_concepts, "concepts": of_concepts, "index/centroids": of_concepts}
         self.made_by |= {f"index/blocks/{name}": made_by for name, made_by in index.items()}
-        for table, wanted in self.made_by.items():
-            place = storage.join(self.run, table)
-            old = _made(place)
-            if old is None or old == wanted:
-                continue
-            if table in ("duplicates", "concepts") and storage.walk(storage.join(self.run, "produced"), ".parquet"):
+        made = {table: _made(storage.join(self.run, table)) for table in self.made_by}
+        stale = {table: old for table, old in made.items() if old is not None and old != self.made_by[table]}
+        for table in ("duplicates", "concepts"):
+            if table in stale and storage.walk(storage.join(self.run, "produced"), ".parquet"):
                 raise ConfigError(
-                    f"{table}/ was made with other settings, and shards exist:\n{run_folder.difference(old, wanted or {})}\n"
+                    f"{table}/ was made with other settings, and shards exist:\n"
+                    f"{run_folder.difference(stale[table], self.made_by[table] or {})}\n"
                     "Use the old settings, or remove shards/ and produced/ first"
                 )
-            storage.remove(place)
+        for table in stale:
+            storage.remove(storage.join(self.run, table))
 
     def blocks(self, model: EmbeddingConfig) -> list[str]:
         """The names of a model's indexed blocks, in order; a block is named by its first and last unit."""

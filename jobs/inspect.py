@@ -281,6 +281,7 @@ def _clip_story(
         facts_table("Scores", {k: "unmeasured" if v is None else v for k, v in scores.items()}),
         _verdicts(connection, "sources", "source_id", source, lists if clip["kind"] == "video" else ()),
         _verdicts(connection, "clips", "clip_id", clip, lists),
+        *_content(connection, clip["clip_id"]),
         _places(connection, clip["clip_id"]),
     ]
 
@@ -338,9 +339,29 @@ def _verdict_sql(rule: Rule) -> str:
     return f"CASE WHEN {missing} THEN 'unmeasured' WHEN coalesce({rule.sql}, FALSE) THEN 'pass' ELSE 'fail' END"
 
 
+def _content(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "list[RenderableType]":
+    """What the clip's vector says of it: near-duplicates and its concept; nothing where clips were not compared."""
+    views = {row["name"] for row in rows(connection, "SHOW TABLES")}
+    facts: dict[str, Any] = {}
+    if "duplicates" in views:
+        query = "SELECT duplicate_of, similarity FROM duplicates WHERE clip_id = ?"
+        for row in rows(connection, query, [clip_id]):
+            facts["nearly"] = f"{row['duplicate_of']}, cosine {row['similarity']:.4f} to the nearest of the group"
+        query = "SELECT count(*) AS n FROM duplicates WHERE duplicate_of = ?"
+        if copies := rows(connection, query, [clip_id])[0]["n"]:
+            facts["best of a group"] = f"of {copies + 1} near-duplicates"
+    if "concepts" in views and "clusters" in views:
+        query = """SELECT cluster, similarity, size, tightness FROM concepts JOIN clusters USING (cluster) WHERE clip_id = ?"""
+        for row in rows(connection, query, [clip_id]):
+            facts["concept"] = f"{row['cluster']}, of {row['size']} clips, cosine {row['similarity']:.4f} to its centre"
+    return [facts_table("Content", facts)] if facts else []
+
+
 def _places(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "Table":
     """The verdict of each subset, and where the clip's sample is."""
-    table = new_table("subset", "verdict", "split", "bucket", "shard", "position", "sample", title="Verdicts and samples")
+    table = new_table(
+        "subset", "verdict", "weight", "split", "bucket", "shard", "position", "sample", title="Verdicts and samples"
+    )
     found = rows(
         connection,
         """SELECT s.*, p.status, p.error_code, p.shard AS at, p."offset" AS start, p.bytes FROM selection s
@@ -351,8 +372,9 @@ def _places(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "Table":
         sample = "" if row["status"] is None else row["error_code"] or f"byte {row['start']}, {row['bytes']} bytes"
         if row["kept"] and row["status"] is None:
             sample = "planned, not written yet"
-        shown = ("subset", "reason", "split", "bucket", "shard", "position")
-        table.add_row(*texts(*("" if row[k] is None else row[k] for k in shown), sample))
+        shown = ("split", "bucket", "shard", "position")
+        weight = "" if row["weight"] is None else number(row["weight"])
+        table.add_row(*texts(row["subset"], row["reason"], weight, *("" if row[k] is None else row[k] for k in shown), sample))
     return table
 
 

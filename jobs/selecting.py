@@ -69,7 +69,10 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
     table = _decide(folder, config, subset, units, place)
     table = table.replace_schema_metadata({MADE_BY: made_by.encode()})
     storage.write_table(storage.join(place, f"{unit_span(units)}.parquet"), table)
-    return f"select: {subset.name}: {table['kept'].combine_chunks().true_count} of {table.num_rows} clips kept"
+    kept = table.filter(table["kept"])
+    alone = kept["cluster"].null_count if config.clusters.enabled and config.embeddings else 0
+    said = f"; {alone} of them have no vector: nothing is in their frames, or no list wanted them when clips were embedded"
+    return f"select: {subset.name}: {kept.num_rows} of {table.num_rows} clips kept{said if alone else ''}"
 
 
 def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], place: str) -> pa.Table:

@@ -220,7 +220,7 @@ def committed(url: str) -> Iterator[BinaryIO]:
         raise
 
 
-def write_bytes(url: str, data: bytes | memoryview) -> None:
+def write_bytes(url: str, data: bytes) -> None:
     """Commit `data` under `url`."""
     with committed(url) as out:
         out.write(data)

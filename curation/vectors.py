@@ -143,16 +143,12 @@ def read(folder: str, units: Sequence[str]) -> tuple[pa.Array, Vector, int]:
     return pa.concat_arrays(ids), np.concatenate(found) if found else np.zeros((0, width), np.float32), unusable
 
 
-def film(source_id: str) -> int:
-    """The number of a source."""
-    return int.from_bytes(hashlib.md5(source_id.encode()).digest()[:8], "big", signed=True)
-
-
 def save(place: str, index: "faiss.Index", facts: pa.Table) -> None:
     """Commit a block as `<place>.faiss` and `<place>.parquet`, which says that it is whole."""
     import faiss
 
-    storage.write_bytes(f"{place}.faiss", faiss.serialize_index(index).data)
+    with storage.committed(f"{place}.faiss") as out:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(out.write))  # type: ignore[attr-defined]
     storage.write_table(f"{place}.parquet", facts)
 
 

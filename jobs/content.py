@@ -24,6 +24,7 @@ from curation.engine import EngineConfig, Item, Step
 from curation.errors import ConfigError
 from curation.layout import Vector
 from curation.tables import CLIPS, CLUSTERS, DUPLICATES, SOURCES
+from curation.vectors import Block
 from jobs import embed
 from jobs.config import Config
 from jobs.selecting import READERS, concepts, covered, stream, unit_span, units_of
@@ -283,19 +284,29 @@ class Index(Worker):
 
 
 class Compare(Worker):
-    """Looks for near-duplicates between two blocks, or within one."""
+    """Looks for near-duplicates between two blocks, or within one. Both stay, as the next item may have one of them."""
 
     name = "compare"
+
+    def open(self) -> None:
+        super().open()
+        self.held: dict[str, Block] = {}
+
+    def close(self) -> None:
+        self.held = {}
 
     def __call__(self, item: Item) -> Item:
         attempts.at()
         assert self.content.copies is not None, "there is a model that tells copies"
         model, threshold = self.content.copies
-        one, other = (
-            vectors.load(storage.join(_index(self.content.run, model.name), name)) for name in (item["beside"], item["block"])
-        )
-        within = item["beside"] == item["block"]
-        found = duplicates.pairs(one, None if within else other, threshold, self.content.config.duplicates.min_ratio)
+        names = (item["beside"], item["block"])
+        self.held = {name: block for name, block in self.held.items() if name in names}
+        for name in names:
+            if name not in self.held:
+                self.held[name] = vectors.load(storage.join(_index(self.content.run, model.name), name))
+        one, other = (self.held[name] for name in names)
+        min_ratio = self.content.config.duplicates.min_ratio
+        found = duplicates.pairs(one, None if one is other else other, threshold, min_ratio)
         self.content.write("index/pairs", _pair(item), found)
         return {**item, "pairs": found.num_rows}
 
@@ -391,13 +402,11 @@ def _footers(urls: Sequence[str]) -> list[pq.FileMetaData]:
 
 def _facts(run: str, units: Sequence[str], ids: pa.Array) -> pa.Table:
     """`vectors.FACTS` of these clips, in their order."""
-    query = """SELECT clip_id, coalesce(exact_copy_of, source_id) AS film,
+    query = """SELECT clip_id, CAST(md5_number_lower(coalesce(exact_copy_of, source_id)) >> 1 AS BIGINT) AS film,
                       CASE WHEN kind = 'video' THEN coalesce(duration_s, 0) ELSE 0 END AS seconds
                FROM clips JOIN sources USING (source_id)"""
     with storage.database() as connection:
         connection.register("clips", stream(run, "clips", units, CLIPS, ("clip_id", "source_id", "kind", "duration_s")))
         connection.register("sources", stream(run, "sources", units, SOURCES, ("source_id", "exact_copy_of")))
         found = connection.sql(query).to_arrow_table().combine_chunks()
-    found = found.take(pc.index_in(ids, found["clip_id"].combine_chunks()))
-    film = pa.array([vectors.film(source) for source in found["film"].to_pylist()], pa.int64())
-    return pa.table([found["clip_id"], film, found["seconds"]], schema=vectors.FACTS)
+    return found.take(pc.index_in(ids, found["clip_id"].combine_chunks())).cast(vectors.FACTS)

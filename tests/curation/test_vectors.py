@@ -46,7 +46,3 @@ def test_a_saved_block_is_the_same(tmp_path: Path, count: int) -> None:
     if count:
         cosine, nearest = block.index.search(found, 1)
         assert nearest[:, 0].tolist() == list(range(count)) and cosine.min() > 0.999
-
-
-def test_exact_copies_are_one_film() -> None:
-    assert vectors.film("a") == vectors.film("a") != vectors.film("b")

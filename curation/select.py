@@ -4,7 +4,6 @@ Plain SQL, integer draws.
 """
 
 import hashlib
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -243,7 +242,7 @@ def _resample(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig, see
     target = subset.resample.target(whole)
     with_people = -(-target * people // whole) if whole else 0  # rounded up
     if subset.people is not None:
-        with_people = min(people, max(with_people, math.ceil(subset.people.share * target)))
+        with_people = min(people, max(with_people, -(-target * round(subset.people.share * 1000) // 1000)))
     room: dict[str, list[object]] = {"people": [], "cluster": [], "room": []}
     for has, wanted in ((True, with_people), (False, target - with_people)):
         rows = [(cluster, n, before) for has_people, cluster, n, before in found if has_people == has]

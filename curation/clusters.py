@@ -137,8 +137,14 @@ def assign(block: Block, centroids: Centroids, people: Vector | None = None) -> 
     # FAISS's own sums differ in their last bits with the number of threads
     similarity = np.minimum(np.einsum("nd,nd->n", own, centroids.vectors[nearest], dtype=np.float64), 1.0).astype(np.float32)
     columns = [block.ids, pa.array(centroids.cluster[nearest]), pa.array(similarity)]
-    columns.append(pa.nulls(len(block), pa.float32()) if people is None else pa.array((own @ people.T).max(axis=1)))
+    columns.append(pa.nulls(len(block), pa.float32()) if people is None else pa.array(_nearest(own, people)))
     return pa.table(columns, schema=CONCEPTS).sort_by("clip_id")
+
+
+def _nearest(own: Vector, people: Vector) -> Vector:
+    """(n,) largest cosines, summed in double precision for the same reason."""
+    found = [(own[n : n + 8192].astype(np.float64) @ people.T.astype(np.float64)).max(axis=1) for n in range(0, len(own), 8192)]
+    return np.concatenate([np.zeros(0), *found]).astype(np.float32)
 
 
 CLUSTERED = """

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.embedding import EmbeddingConfig
@@ -134,6 +135,15 @@ def forest(found: Pairs, count: int) -> Pairs:
     tree = minimum_spanning_tree(coo_matrix((place, (a, b)), (count, count)).tocsr())
     kept = order[tree.data.astype(np.int64) - 1]
     return Pairs(a[kept], b[kept], cosine[kept])
+
+
+def thinned(table: pa.Table) -> pa.Table:
+    """Rows of `PAIRS` of any blocks, down to the forest of them all, sorted."""
+    ids = pa.chunked_array([*table["clip_id"].chunks, *table["other_id"].chunks], pa.string()).unique()
+    a, b = (pc.index_in(table[name], ids).to_numpy() for name in ("clip_id", "other_id"))
+    found = forest(Pairs(a.astype(np.int64), b.astype(np.int64), table["similarity"].to_numpy()), len(ids))
+    kept = pa.table([ids.take(pa.array(found.a)), ids.take(pa.array(found.b)), pa.array(found.cosine)], schema=PAIRS)
+    return kept.sort_by([("clip_id", "ascending"), ("other_id", "ascending")])
 
 
 def groups(found: Pairs, before: Ints) -> tuple[Ints, Floats]:

@@ -37,8 +37,8 @@ class PeopleConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: float = Field(gt=0, lt=1)
-    """Movie Gen: 0.6 of its high-resolution set. Clips without people are dropped until it holds."""
+    share: float = Field(ge=0.01, le=0.99)
+    """To a thousandth. Movie Gen: 0.6 of its high-resolution set. Clips without people are dropped until it holds."""
     rule: str = "face_count_max >= 1"
     """Which clips have people in them, a rule over `clips`; what it cannot tell (null) has none."""
     least_similarity: float | None = Field(None, gt=-1, lt=1)
@@ -66,17 +66,30 @@ def expected(groups: Sequence[tuple[int, int]], target: int) -> list[float]:
     return kept
 
 
-def quotas(groups: Sequence[tuple[int, int]], target: int, order: Sequence[int], offset: float) -> list[int]:
+def quotas(
+    groups: Sequence[tuple[int, int]], target: int, order: Sequence[int], offset: float, kept: Sequence[int] = ()
+) -> list[int]:
     """Integer quotas with the expectations of `expected` where `offset` is uniform in [0, 1); `order` is that of rounding.
 
-    Each is its expectation rounded up or down, and together they are `target`, or everything where there is less.
+    Each is its expectation rounded up or down, and together they are `target`, or everything where there is less. No quota
+    is less than what is `kept` of its group already; what that takes too much is taken off the others.
     """
-    wanted = expected(groups, target)
-    whole = min(target, sum(n for n, _ in groups))
-    given = [0] * len(groups)
-    sums, before = 0.0, 0
-    for place in order:
-        sums += wanted[place]
-        given[place] = min(groups[place][0], min(whole, math.floor(sums + offset + 1e-9)) - before)
-        before += given[place]
-    return given
+    have = list(kept) or [0] * len(groups)
+    given = list(have)
+    free = list(order)
+    while True:
+        held = set(free)
+        room = target - sum(have[place] for place in range(len(groups)) if place not in held)
+        wanted = expected([groups[place] for place in free], max(0, room))
+        whole = min(max(0, room), sum(groups[place][0] for place in free))
+        sums, before = 0.0, 0
+        for place, share in zip(free, wanted, strict=True):
+            sums += share
+            given[place] = min(groups[place][0], min(whole, math.floor(sums + offset + 1e-9)) - before)
+            before += given[place]
+        over = [place for place in free if given[place] < have[place]]
+        if not over:
+            return given
+        for place in over:
+            given[place] = have[place]
+        free = [place for place in free if place not in set(over)]

@@ -114,10 +114,11 @@ def select(
             _people_floor(connection, subset.people.share, seed)
         if subset.landscape_share is not None:
             _mix(connection, subset.landscape_share, seed)
-        split = f"CASE WHEN {draw_sql(seed, 'split', 'family')} < {literal(threshold(subset.validation_share))}"
+        drawn = f"{draw_sql(seed, 'split', 'family')} < {literal(threshold(subset.validation_share))}"
+        split = f"coalesce(side, CASE WHEN {drawn} THEN 'validation' ELSE 'train' END)"
         query = f"""
             SELECT clip_id, source_id, reason = 'kept' AS kept, reason, cluster, weight, people,
-                   CASE WHEN kept THEN {split} THEN 'validation' ELSE 'train' END END AS split,
+                   CASE WHEN kept THEN {split} END AS split,
                    CASE WHEN kept THEN bucket END AS bucket, bucket_why, NULL AS shard, NULL AS position
             FROM decided ORDER BY clip_id"""
         chosen = connection.sql(query).to_arrow_table(BATCH)
@@ -138,7 +139,7 @@ def _decided_sql(subset: SubsetConfig) -> str:
                         WHEN kind = 'video' THEN {source} END AS source_reason
             FROM sources)
         SELECT clip_id, source_id, kind, family, bucket, bucket_why, {", ".join((*OF_CLIP, *OF_SOURCE))},
-               {people} AS people,
+               {people} AS people, CAST(NULL AS VARCHAR) AS side,
                CASE WHEN status = 'error' THEN concat('error:', coalesce(error_code, 'internal'))
                     ELSE coalesce(source_reason, CASE WHEN kind = 'image' THEN {image} ELSE {video} END,
                                   CASE WHEN bucket IS NULL THEN concat('unselected:', coalesce(misfit, 'no_bucket')) END,
@@ -178,29 +179,33 @@ def _deduplicate(connection: "duckdb.DuckDBPyConnection") -> None:
 def _join_families(connection: "duckdb.DuckDBPyConnection") -> None:
     """Sources that have near-duplicates of each other's clips are one family: no film may stand on both sides of the split.
 
-    A family goes by a source that was decided before, where there is one, else by its smallest id.
+    A family goes by its smallest id, and to the side where clips of it stand since earlier runs (train, where on both).
     """
     links = connection.execute(
-        """WITH known AS (SELECT clip_id, family, false AS old FROM decided
-                          UNION ALL SELECT clip_id, source_id, true FROM previous)
-           SELECT DISTINCT a.family, b.family, a.old, b.old FROM same
-           JOIN known a ON a.clip_id = same.clip_id JOIN known b ON b.clip_id = same.duplicate_of"""
+        """WITH known AS (SELECT clip_id, family FROM decided UNION ALL SELECT clip_id, source_id FROM previous)
+           SELECT DISTINCT least(a.family, b.family), greatest(a.family, b.family) FROM same
+           JOIN known a ON a.clip_id = same.clip_id JOIN known b ON b.clip_id = same.duplicate_of
+           WHERE a.family <> b.family ORDER BY ALL"""
     ).fetchall()
-    old = {name for a, b, a_old, b_old in links for name, is_old in ((a, a_old), (b, b_old)) if is_old}
     head: dict[str, str] = {}
 
     def root(name: str) -> str:
-        while head.get(name, name) != name:
-            name = head[name]
+        while (above := head.get(name, name)) != name:
+            head[name] = head.get(above, above)  # the way is shorter the next time
+            name = above
         return name
 
-    for a, b, _, _ in sorted(links):
-        first, then = sorted((root(a), root(b)), key=lambda name: (name not in old, name))
-        if first != then and not (first in old and then in old):  # what was split before stays where it is
-            head[then] = first
-    moved = [(name, root(name)) for name in head]
-    connection.register("families", pa.table({"family": [n for n, _ in moved], "joined": [r for _, r in moved]}))
-    connection.execute("UPDATE decided SET family = joined FROM families WHERE decided.family = families.family")
+    for a, b in links:
+        first, then = sorted((root(a), root(b)))
+        head[then] = first
+    moved = {name: root(name) for pair in links for name in pair}
+    connection.register("families", pa.table({"family": pa.array(moved, pa.string()), "joined": list(moved.values())}))
+    connection.execute(
+        """CREATE TEMP TABLE sides AS SELECT joined, min(split) AS side FROM previous JOIN families
+               ON families.family = previous.source_id WHERE kept GROUP BY joined;
+           UPDATE decided SET family = joined FROM families WHERE decided.family = families.family;
+           UPDATE decided SET side = sides.side FROM sides WHERE decided.family = sides.joined"""
+    )
 
 
 def _weigh(connection: "duckdb.DuckDBPyConnection", concepts: Rows, people_from: float | None) -> None:
@@ -243,14 +248,16 @@ def _resample(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig, see
     with_people = -(-target * people // whole) if whole else 0  # rounded up
     if subset.people is not None:
         with_people = min(people, max(with_people, -(-target * round(subset.people.share * 1000) // 1000)))
+    with_people = max(with_people, sum(before for has, _, _, before in found if has))
     room: dict[str, list[object]] = {"people": [], "cluster": [], "room": []}
-    for has, wanted in ((True, with_people), (False, target - with_people)):
+    for has, wanted in ((True, with_people), (False, max(0, target - with_people))):
         rows = [(cluster, n, before) for has_people, cluster, n, before in found if has_people == has]
         groups = [(n, sizes[cluster] if cluster is not None else 1) for cluster, n, _ in rows]
         order = sorted(range(len(rows)), key=lambda g: draw(seed, f"round/{has}", str(rows[g][0])))
         offset = int(draw(seed, "offset", str(has)), 16) / 2**32
-        for (cluster, _, before), quota in zip(rows, quotas(groups, wanted, order, offset), strict=True):
-            for name, value in (("people", has), ("cluster", cluster), ("room", max(0, quota - before))):
+        given = quotas(groups, wanted, order, offset, [before for _, _, before in rows])
+        for (cluster, _, before), quota in zip(rows, given, strict=True):
+            for name, value in (("people", has), ("cluster", cluster), ("room", quota - before)):
                 room[name].append(value)
     types = {"people": pa.bool_(), "cluster": pa.int64(), "room": pa.int64()}
     connection.register("room", pa.table({name: pa.array(values, types[name]) for name, values in room.items()}))

@@ -7,6 +7,7 @@ Blocks, pairs and concepts are made by Ray actors, a file each, and are there al
 settings made goes, unless shards were made by it.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +28,10 @@ from curation.tables import CLIPS, CLUSTERS, DUPLICATES, SOURCES
 from curation.vectors import Block
 from jobs import embed
 from jobs.config import Config
-from jobs.selecting import READERS, concepts, covered, stream, unit_span, units_of
+from jobs.selecting import MADE_OF, READERS, concepts, covered, made_of, of_units, stream, unit_span, units_of
 
-MADE_BY = b"reelset_content"
+ROOM = 2_000_000
+"""Pairs that are held before they are thinned to what holds their groups together."""
 
 
 def check(config: Config) -> None:
@@ -65,14 +67,18 @@ class Content:
         if self.copies:
             model, threshold = self.copies
             of_pairs = {**index[model.name], "threshold": threshold, "min_ratio": self.config.duplicates.min_ratio}
-        of_concepts = None
+        of_centroids, of_concepts = None, None
         if self.meaning:
-            settings = {k: v for k, v in self.config.clusters.model_dump(mode="json").items() if k not in ("enabled", "model")}
-            of_concepts = {**index[self.meaning.name], **settings, "seed": self.config.seed}
+            own = self.config.clusters
+            of_centroids = {**index[self.meaning.name], "number": own.number, "same": own.same, "seed": self.config.seed}
+            of_centroids |= {"without": of_pairs}
+            of_concepts = {**of_centroids, "centroids": self._centroids()}
+            if own.people:
+                of_concepts |= {"people": hashlib.sha256("\n".join(clusters.sentences(own)).encode()).hexdigest()[:16]}
         self.made_by = {"duplicates": of_pairs, "index/pairs": of_pairs}
-        self.made_by |= {"clusters": of_concepts, "concepts": of_concepts, "index/centroids": of_concepts}
+        self.made_by |= {"clusters": of_concepts, "concepts": of_concepts, "index/centroids": of_centroids}
         self.made_by |= {f"index/blocks/{name}": made_by for name, made_by in index.items()}
-        made = {table: _made(storage.join(self.run, table)) for table in self.made_by}
+        made = {table: made_of(storage.join(self.run, table)) for table in self.made_by}
         stale = {table: old for table, old in made.items() if old is not None and old != self.made_by[table]}
         for table in ("duplicates", "concepts"):
             if table in stale and storage.walk(storage.join(self.run, "produced"), ".parquet"):
@@ -83,6 +89,11 @@ class Content:
                 )
         for table in stale:
             storage.remove(storage.join(self.run, table))
+
+    def _centroids(self) -> str | None:
+        """What tells the run's centroids from others; None where there are none."""
+        place = storage.join(self.run, "index", "centroids", "centroids.parquet")
+        return hashlib.sha256(storage.read_bytes(place)).hexdigest()[:16] if storage.exists(place) else None
 
     def blocks(self, model: EmbeddingConfig) -> list[str]:
         """The names of a model's indexed blocks, in order; a block is named by its first and last unit."""
@@ -125,11 +136,11 @@ class Content:
         where = EngineConfig(kind="inline") if alone else self.config.engine
         return engine.run(items, [Step(worker(self, threads), pool)], where, marks)
 
-    def write(self, table: str, name: str, rows: pa.Table) -> None:
-        """Commit a file of a table, with the settings that made it."""
-        metadata = {MADE_BY: json.dumps(self.made_by[table], sort_keys=True).encode()}
+    def write(self, table: str, name: str, rows: pa.Table, units: Sequence[str] = ()) -> None:
+        """Commit a file of a table, with the settings that made it and the units that it speaks of."""
+        made_by = json.dumps(self.made_by[table], sort_keys=True).encode()
         place = storage.join(self.run, table, f"{name}.parquet")
-        storage.write_table(place, rows.replace_schema_metadata(metadata))
+        storage.write_table(place, rows.replace_schema_metadata({MADE_OF: made_by, **of_units(units)}))
 
     def group(self, units: Sequence[str]) -> str:
         """Write the near-duplicates of those of the measured units that have none yet, from the pairs. A line for people.
@@ -153,7 +164,9 @@ class Content:
             decided["duplicate_of"].take(pc.index_in(ids, decided["clip_id"].combine_chunks())) if decided.num_rows else ids,
             ids,
         )
-        before = np.where(is_new, -1, pc.index_in(kept_then, ids).fill_null(-2).to_numpy())
+        stands = pc.index_in(kept_then, ids)
+        assert not stands.null_count, "what was kept of an earlier clip's group is among the facts"
+        before = np.where(is_new, -1, stands.to_numpy())
         kept, similarity = duplicates.groups(found, before)
         rows = np.flatnonzero(is_new & (kept != np.arange(len(ids))))
         table = pa.table(
@@ -165,12 +178,15 @@ class Content:
             },
             schema=DUPLICATES,
         )
-        self.write("duplicates", unit_span(new), table.sort_by("clip_id"))
+        self.write("duplicates", unit_span(new), table.sort_by("clip_id"), new)
         sizes = self._sizes(model)
         return (
             f"duplicates: {table.num_rows} of {sum(sizes)} clips, by {model.name} at {threshold:g}, "
             f"{vectors.how(max(sizes, default=0), self.config.index)}"
         )
+
+    def _compared(self) -> list[str]:
+        return blocks(self.run, self.copies[0].name) if self.copies else []
 
     def _sizes(self, model: EmbeddingConfig) -> list[int]:
         return [footer.num_rows for footer in _footers([f"{place}.parquet" for place in blocks(self.run, model.name)])]
@@ -181,16 +197,15 @@ class Content:
         The clip that was kept of a decided clip's group is among them too.
         """
         place = storage.join(self.run, "index", "pairs")
-        files = [
-            name
-            for name in storage.names(place, ".parquet")
-            if new & set(units_of(name.removesuffix(".parquet").split("+")[1]))
-        ]
-        tables = [duplicates.PAIRS.empty_table()]
-        for name in files:
-            with storage.open_read(storage.join(place, name)) as file:
-                tables.append(pq.read_table(file))
-        pairs = pa.concat_tables(tables).replace_schema_metadata(None)
+        held = {place.rsplit("/", 1)[1]: bool(new & set(units_of(f"{place}.parquet"))) for place in self._compared()}
+        pairs, room = duplicates.PAIRS.empty_table(), ROOM
+        for name in storage.names(place, ".parquet"):
+            if any(held[block] for block in name.removesuffix(".parquet").split("+")):
+                with storage.open_read(storage.join(place, name)) as file:
+                    pairs = pa.concat_tables([pairs, pq.read_table(file).replace_schema_metadata(None)])
+            if pairs.num_rows > room:
+                pairs = duplicates.thinned(pairs)
+                room = 2 * max(ROOM, pairs.num_rows)
         query = f"""
             WITH mentioned AS (SELECT clip_id FROM pairs UNION SELECT other_id FROM pairs),
                  whole AS (FROM mentioned UNION SELECT duplicate_of FROM decided JOIN mentioned USING (clip_id))
@@ -230,6 +245,10 @@ class Content:
             return "clusters: none: no clip has a vector"
         centroids = clusters.train(sampler.vectors, number, self.config.clusters.same, self.config.seed)
         self.write("index/centroids", "centroids", clusters.centroids_table(centroids))
+        self.made_by["concepts"] = self.made_by["clusters"] = {
+            **(self.made_by["concepts"] or {}),
+            "centroids": self._centroids(),
+        }
         few = f" ({self.config.clusters.number} were asked for)" if (self.config.clusters.number or 0) > number else ""
         return f"clusters: {number} by {self.meaning.name}{few}, {int(centroids.cluster.max()) + 1} concepts"
 
@@ -278,7 +297,8 @@ class Index(Worker):
         unusable = 0
         if not storage.exists(f"{place}.parquet"):
             ids, found, unusable = vectors.read(embed.folder(run, item["model"]), item["units"])
-            facts = _facts(run, item["units"], ids).replace_schema_metadata({MADE_BY: json.dumps(made_by, sort_keys=True)})
+            metadata = {MADE_OF: json.dumps(made_by, sort_keys=True).encode(), **of_units(item["units"])}
+            facts = _facts(run, item["units"], ids).replace_schema_metadata(metadata)
             vectors.save(place, vectors.build(ids, found, self.content.config.index), facts)
         return {"block": item["block"], "model": item["model"], "unusable": unusable}
 
@@ -354,15 +374,6 @@ def _pair(item: Mapping[str, str]) -> str:
 
 def _made_by(config: Config, model: EmbeddingConfig) -> dict[str, Any]:
     return {"model": model.decides(), "index": config.index.model_dump(mode="json")}
-
-
-def _made(place: str) -> dict[str, Any] | None:
-    """The settings that made a table's files; None where there is none."""
-    for name in storage.names(place, ".parquet")[:1]:
-        with storage.open_read(storage.join(place, name)) as file:
-            made: dict[str, Any] = json.loads((pq.read_schema(file).metadata or {}).get(MADE_BY, b"{}"))
-        return made
-    return None
 
 
 def _blocks(run: str, model: EmbeddingConfig, units: Sequence[str], first: str, most: int) -> list[list[str]]:

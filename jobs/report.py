@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from curation import run_folder, storage
 from curation.errors import CODES
 from curation.rules import SubsetConfig
-from jobs.concepts import concepts
+from jobs.concept_cards import concepts
 from jobs.funnel import AFTER, GROUP, Amount, Step, steps
 from jobs.inspect import connect, rows, subsets
 from jobs.pictures import middle_frames

@@ -106,13 +106,18 @@ def _of_clips(connection: "duckdb.DuckDBPyConnection", run: str, model: Embeddin
             raise ConfigError(f"embeddings/{model.name} lacks {units[clip_id]}: run `reelset run` again")
         with storage.open_read(place) as file:
             own = pq.read_table(file, filters=pc.field("clip_id") == clip_id)["vector"].to_pylist()
-        if not own or own[0] is None:
+        vector = np.asarray(own[0] if own and own[0] is not None else [0.0], np.float64)
+        length = float(np.linalg.norm(vector))
+        if not np.isfinite(length) or length <= vectors.SHORTEST:
             raise ConfigError(
                 f"{clip_id!r} has no vector of {model.name}: a rule stopped it first, or nothing is in its frames"
             )
-        found.append(np.asarray(own[0], np.float32))
-    mean: Vector = np.mean(found, axis=0)
-    return mean / max(float(np.linalg.norm(mean)), vectors.SHORTEST)
+        found.append(vector / length)
+    mean = np.mean(found, axis=0)
+    length = float(np.linalg.norm(mean))
+    if length <= vectors.SHORTEST:
+        raise ConfigError("these clips are opposites of one another: nothing is like them all")
+    return np.asarray(mean / length, np.float32)
 
 
 def _kept(connection: "duckdb.DuckDBPyConnection", subset: str) -> pa.Array:

@@ -1,5 +1,6 @@
 """*Select*: from measured clips to a plan that says which clip goes to which shard, in which order."""
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from jobs.analyze import done_units
 from jobs.config import Config, apply, resolve
 
 MADE_BY = b"reelset_select"
+MADE_OF = b"reelset_content"
+"""Where tables of the comparison say what settings and centroids made them."""
+UNITS = b"reelset_units"
 FIT_ROWS = 4096
 """Clips that are fitted to their buckets at a time."""
 FIT_COLUMNS = (
@@ -29,7 +33,7 @@ FIT_COLUMNS = (
 )
 SHAPE_COLUMNS = ("source_id", "pixel_aspect", "rotation")
 """Columns of `clips` and `sources` that decide a bucket (`buckets.choose`)."""
-EARLIER = ("clip_id", "source_id", "kept", "reason", "cluster", "people", "bucket", "shard")
+EARLIER = ("clip_id", "source_id", "kept", "reason", "cluster", "people", "split", "bucket", "shard")
 """Columns of earlier selections that decide later ones."""
 READERS = 16
 """Files that are read side by side: a store answers in some 30 ms, whatever is asked."""
@@ -54,7 +58,7 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
     rules make the selection anew, unless shards of the old one exist: then ConfigError.
     """
     place = storage.join(folder, "selection", subset.name)
-    made_by = _made_by(config, subset)
+    made_by = _made_by(folder, config, subset)
     if _stale(place, made_by):
         if storage.names(storage.join(folder, "produced", subset.name)):
             raise ConfigError(
@@ -67,7 +71,7 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
     if not units:
         return f"select: {subset.name}: nothing new"
     table = _decide(folder, config, subset, units, place)
-    table = table.replace_schema_metadata({MADE_BY: made_by.encode()})
+    table = table.replace_schema_metadata({MADE_BY: made_by.encode(), **of_units(units)})
     storage.write_table(storage.join(place, f"{unit_span(units)}.parquet"), table)
     kept = table.filter(table["kept"])
     alone = kept["cluster"].null_count if config.clusters.enabled and config.embeddings else 0
@@ -154,39 +158,46 @@ def concepts(folder: str) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(CONCEPTS, batches())
 
 
-def _made_by(config: Config, subset: SubsetConfig) -> str:
-    return run_folder.fingerprint(
-        {
-            "duplicates": config.duplicates.model_dump(mode="json"),
-            "clusters": config.clusters.model_dump(mode="json"),
-            "index": config.index.model_dump(mode="json"),
-            "seed": config.seed,
-            "subset": subset.model_dump(mode="json"),
-            "shards": config.shards.model_dump(mode="json"),
-        }
-    )
+def _made_by(folder: str, config: Config, subset: SubsetConfig) -> str:
+    """Settings of the selection, and what made the tables that it is made of."""
+    below = {table: made_of(storage.join(folder, table)) for table in ("duplicates", "concepts")}
+    own = {"subset": subset.model_dump(mode="json"), "shards": config.shards.model_dump(mode="json"), "seed": config.seed}
+    return run_folder.fingerprint({**own, **below})
+
+
+def made_of(place: str) -> dict[str, Any] | None:
+    """What made a table of the comparison (`MADE_OF`); None where there is none."""
+    for name in storage.names(place, ".parquet")[:1]:
+        made: dict[str, Any] = json.loads(_metadata(storage.join(place, name)).get(MADE_OF, b"{}"))
+        return made
+    return None
 
 
 def _stale(place: str, made_by: str) -> bool:
-    for name in storage.names(place, ".parquet"):
-        with storage.open_read(storage.join(place, name)) as file:
-            metadata = pq.read_schema(file).metadata or {}
-        if metadata.get(MADE_BY) != made_by.encode():
-            return True
-    return False
+    urls = [storage.join(place, name) for name in storage.names(place, ".parquet")]
+    return any(_metadata(url).get(MADE_BY) != made_by.encode() for url in urls)
+
+
+def _metadata(url: str) -> dict[bytes, bytes]:
+    with storage.open_read(url) as file:
+        return dict(pq.read_schema(file).metadata or {})
 
 
 def unit_span(units: Sequence[str]) -> str:
-    """The name of a file that speaks of these units, first to last."""
+    """The name of a file that speaks of these units: the first and the last, between which some may be missing."""
     return f"{units[0]}--{units[-1]}"
 
 
-def units_of(span: str) -> list[str]:
-    """The units between the first and the last that `unit_span` names."""
-    first, last = (int(unit.removeprefix("unit-")) for unit in span.split("--"))
-    return [f"unit-{n:06d}" for n in range(first, last + 1)]
+def of_units(units: Sequence[str]) -> dict[bytes, bytes]:
+    """Metadata of a file that speaks of these units."""
+    return {UNITS: " ".join(units).encode()}
+
+
+def units_of(url: str) -> list[str]:
+    """The units that a file speaks of."""
+    return _metadata(url)[UNITS].decode().split()
 
 
 def covered(place: str) -> set[str]:
-    """Units that a table's files speak of, each named by `unit_span`."""
-    return {unit for name in storage.names(place, ".parquet") for unit in units_of(name.removesuffix(".parquet"))}
+    """Units that a table's files speak of."""
+    return {unit for name in storage.names(place, ".parquet") for unit in units_of(storage.join(place, name))}

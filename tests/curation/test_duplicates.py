@@ -131,6 +131,15 @@ def test_the_forest_keeps_the_groups_of_every_threshold() -> None:
             assert ours.tolist() == theirs.tolist()
 
 
+def test_pairs_of_many_blocks_are_thinned_to_what_holds_groups_together() -> None:
+    found, _ = planted(600, 0.5, seed=8)
+    parts = [block(found[n : n + 100], start=n) for n in range(0, 600, 100)]
+    tables = [pairs(a, None if a is b else b, 0.9, 0.5) for n, b in enumerate(parts) for a in parts[: n + 1]]
+    whole = pa.concat_tables(tables)
+    few = duplicates.thinned(whole)
+    assert few.num_rows < whole.num_rows and few.equals(pairs(block(found), None, 0.9, 0.5))
+
+
 def planted(count: int, share: float, seed: int) -> tuple[Vector, dict[int, int]]:
     """Unit vectors around skewed concepts, a share of them copies of an earlier one; copy -> its original."""
     rng = np.random.default_rng(seed)

@@ -38,6 +38,17 @@ def test_quotas_are_whole_numbers_next_to_what_is_expected(
     assert all(abs(q - e) < 1 + 1e-6 for q, e in zip(given_, expected(groups, target), strict=True))
 
 
+@given(GROUPS, st.integers(0, 60_000), st.floats(0, 1, exclude_max=True), st.data())
+def test_what_is_kept_already_is_taken_off_the_others(
+    groups: list[tuple[int, int]], target: int, offset: float, data: st.DataObject
+) -> None:
+    kept = [data.draw(st.integers(0, n)) for n, _ in groups]
+    given_ = quotas(groups, target, range(len(groups)), offset, kept)
+    assert all(k <= q <= n for k, q, (n, _) in zip(kept, given_, groups, strict=True))
+    whole = sum(n for n, _ in groups)
+    assert sum(given_) == max(sum(kept), min(target, whole))
+
+
 def test_quotas_are_exact_in_expectation() -> None:
     groups, steps = [(1, 1), (9, 9), (40, 40), (400, 500), (100, 500)], 10_000
     sums = [0] * len(groups)
@@ -53,5 +64,6 @@ def test_a_target_is_a_share_or_a_count() -> None:
     for wrong in ({}, {"share": 0.5, "count": 3}, {"share": 0}, {"count": 0}):
         with pytest.raises(ValidationError):
             ResampleConfig(**wrong)
-    with pytest.raises(ValidationError):
-        PeopleConfig(share=1)
+    for share in (0.0004, 0.9996, 1):
+        with pytest.raises(ValidationError):
+            PeopleConfig(share=share)

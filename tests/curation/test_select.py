@@ -373,10 +373,36 @@ def test_later_clips_find_the_earlier_ones_counted() -> None:
     two, concepts_two = in_concepts(90, 110, start=100)
     later = chosen(subset, two, previous=first, concepts=concepts_two)
     assert sum(kept_of(first).values()) == 60
-    both = kept_of(first) + kept_of(later)
-    assert kept_of(later)[0] == 0, "the first concept had its share"
-    assert 25 <= both[1] <= 35 and min(both.values()) >= 25
+    assert sum(kept_of(later).values()) == 0, "there is room for no more, whatever the concepts' shares are now"
     assert {r["weight"] for r in later.to_pylist()} == {1 / 180**0.5, 1 / 120**0.5}
+    half = SubsetConfig(name="x", resample=HALF)
+    runs = [chosen(half, one, concepts=concepts_one)]
+    runs.append(chosen(half, two, previous=runs[0], concepts=concepts_two))
+    assert [sum(kept_of(run).values()) for run in runs] == [50, 100]
+    assert kept_of(runs[1])[1] > kept_of(runs[1])[0], "the first concept had most of its share"
+
+
+def test_a_family_stays_on_its_side_over_three_runs() -> None:
+    subset = SubsetConfig(name="x", validation_share=0.5)
+    sides = []
+    for seed in range(20):
+        first = chosen(subset, corpus(1, WIDE, "b"), corpus(1, WIDE, "c"), seed=seed, same=duplicates(c0000="b0000"))
+        second = chosen(subset, corpus(1, WIDE, "a"), seed=seed, previous=first, same=duplicates(c0000="b0000", b0000="a0000"))
+        both = pa.concat_tables([first, second])
+        more, rows, fits = corpus(1, WIDE, "d")
+        more.append({"source_id": "d1"})
+        rows.append({"clip_id": "d1", "source_id": "d0000"})  # another clip of the film that has a near-duplicate
+        third = chosen(
+            subset,
+            (more, rows, {**fits, "d1": (WIDE, "fits", None)}),
+            seed=seed,
+            previous=both,
+            same=duplicates(c0000="b0000 d0000", b0000="a0000"),
+        )
+        kept = [r["split"] for r in pa.concat_tables([both, third]).to_pylist() if r["kept"]]
+        assert len(kept) == 2 and len(set(kept)) == 1
+        sides += kept
+    assert set(sides) == {"train", "validation"}
 
 
 def test_people_are_no_smaller_a_share_than_they_were() -> None:

@@ -1,5 +1,6 @@
 """The comparison of a run's clips, from tables of planted vectors: blocks, kills, later units, other settings, bad vectors."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,58 @@ def test_later_units_leave_earlier_rows_alone_and_are_compared_with_them(tmp_pat
     assert compare(folder, settings())[0] == "duplicates: nothing new"
     measured(folder, planted(400, seed=9)[0], start=80)
     assert compare(folder, settings())[1].startswith("clusters: 5, trained when the run had fewer clips; now there would be 1")
+
+
+def test_a_unit_that_is_late_is_compared_and_selected_too(tmp_path: Path) -> None:
+    found, copies = planted(80)
+    whole = measured(tmp_path / "whole", found)
+    compare(whole, settings(index={"block_clips": 10}))
+    folder = measured(tmp_path / "late", found)
+    config = settings(index={"block_clips": 10})
+    late = {p: p.read_bytes() for p in folder.rglob("unit-000003.parquet")}
+    for place in late:
+        place.unlink()
+    compare(folder, config)
+    selecting.select(str(folder), config, config.subsets[0])
+    for place, data in late.items():
+        place.write_bytes(data)
+    compare(folder, config)
+    line = selecting.select(str(folder), config, config.subsets[0])
+    assert line.endswith("of 10 clips kept")
+    assert {r["clip_id"] for r in read(folder, "selection/x")} == {f"c{n:05d}" for n in range(80)}
+    ends = [{r["clip_id"], r["duplicate_of"]} for r in read(folder, "duplicates")]
+    late_pairs = {n: o for n, o in copies.items() if 30 <= n < 40 or 30 <= o < 40}
+    assert late_pairs and all(any({f"c{n:05d}", f"c{o:05d}"} & pair for pair in ends) for n, o in late_pairs.items())
+    kept = {r["clip_id"] for r in read(folder, "selection/x") if r["kept"]}
+    assert all(len(kept & {f"c{n:05d}", f"c{o:05d}"}) <= 1 for n, o in copies.items())
+
+
+def test_what_it_was_made_of_decides_whether_a_selection_stands(tmp_path: Path) -> None:
+    folder, config = measured(tmp_path, planted(60)[0]), settings()
+    compare(folder, config)
+    assert selecting.select(str(folder), config, config.subsets[0]).endswith("of 60 clips kept")
+    assert selecting.select(str(folder), config, config.subsets[0]) == "select: x: nothing new"
+    for file in (folder / "index/centroids").iterdir():
+        file.unlink()
+    compare(folder, config)
+    assert selecting.select(str(folder), config, config.subsets[0]) == "select: x: nothing new", "the same centroids again"
+    (folder / "index/centroids/centroids.parquet").unlink()
+    compare(folder, settings(clusters={"number": 2}))
+    assert selecting.select(str(folder), config, config.subsets[0]).endswith("of 60 clips kept"), "decided anew"
+    storage.write_table(str(folder / "produced/x/shard.parquet"), pa.table({"clip_id": ["c00000"]}))
+    shutil.rmtree(folder / "index/centroids")
+    with pytest.raises(ConfigError, match=r"(?s)concepts/ was made with other settings.*centroids: '\w+' -> None"):
+        compare(folder, settings(clusters={"number": 2}))
+
+
+def test_another_threshold_gives_what_a_fresh_run_gives(tmp_path: Path) -> None:
+    found, _ = planted(75)
+    fresh, changed = (measured(tmp_path / name, found) for name in ("fresh", "changed"))
+    compare(changed, settings())
+    other = settings(duplicates={"threshold": 0.98})
+    compare(changed, other)
+    compare(fresh, other)
+    assert fingerprints(str(changed)) == fingerprints(str(fresh))
 
 
 def test_other_settings_begin_anew_unless_shards_were_made(tmp_path: Path) -> None:

@@ -81,6 +81,20 @@ def test_what_cannot_be_searched_is_said(run: Path, tmp_path: Path) -> None:
         search(str(bare), None, ["c00001"], 3)
 
 
+def test_clips_without_a_direction_are_no_seeds(tmp_path: Path) -> None:
+    config = settings()
+    nan = float("nan")
+    folder = measured(tmp_path, [[1.0, 0.0], [0.0, 0.0], [nan, 1.0], [-1.0, 0.0], [0.0, 2.0]])
+    run_folder.write(str(folder), config.model_dump(mode="json"), config.decides())
+    compare(folder, config)
+    for clip_id in ("c00001", "c00002"):
+        with pytest.raises(ConfigError, match=f"'{clip_id}' has no vector of layout"):
+            search(str(folder), None, [clip_id], 3)
+    with pytest.raises(ConfigError, match="opposites of one another"):
+        search(str(folder), None, ["c00000", "c00003"], 3)
+    assert [row["clip_id"] for row in search(str(folder), None, ["c00004"], 3)] == ["c00000", "c00003"]
+
+
 class Reads:
     """A model that reads texts: each is a clip's number, its vector that clip's."""
 

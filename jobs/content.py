@@ -70,7 +70,7 @@ class Content:
         of_centroids, of_concepts = None, None
         if self.meaning:
             own = self.config.clusters
-            of_centroids = {**index[self.meaning.name], "number": own.number, "same": own.same, "seed": self.config.seed}
+            of_centroids = {**index[self.meaning.name], "number": own.number, "same": self._same(), "seed": self.config.seed}
             of_centroids |= {"without": of_pairs}
             of_concepts = {**of_centroids, "centroids": self._centroids()}
             if own.people:
@@ -89,6 +89,10 @@ class Content:
                 )
         for table in stale:
             storage.remove(storage.join(self.run, table))
+
+    def _same(self) -> float:
+        assert self.meaning is not None, "there is a model that is clustered"
+        return self.config.clusters.same or clusters.SAME[self.meaning.kind]
 
     def _centroids(self) -> str | None:
         """What tells the run's centroids from others; None where there are none."""
@@ -243,7 +247,7 @@ class Content:
         number = min(number, len(sampler.vectors))
         if not number:
             return "clusters: none: no clip has a vector"
-        centroids = clusters.train(sampler.vectors, number, self.config.clusters.same, self.config.seed)
+        centroids = clusters.train(sampler.vectors, number, self._same(), self.config.seed)
         self.write("index/centroids", "centroids", clusters.centroids_table(centroids))
         self.made_by["concepts"] = self.made_by["clusters"] = {
             **(self.made_by["concepts"] or {}),

@@ -54,14 +54,14 @@ class Content:
     """The comparison of a run's clips: what is missing of it, and who makes that."""
 
     def __init__(self, run: str, config: Config) -> None:
-        """Raises ConfigError where shards exist that other settings made."""
+        """Raises ConfigError where shards exist that other settings made. Changes nothing yet."""
         self.run, self.config = run, config
         self.copies = duplicates.chosen(config.duplicates, config.embeddings)
         self.meaning = clusters.chosen(config.clusters, config.embeddings)
-        self._drop_stale()
+        self._decide()
 
-    def _drop_stale(self) -> None:
-        """Remove what other settings made, the last made first: what a kill leaves is seen again."""
+    def _decide(self) -> None:
+        """What settings make each table, and which tables others made."""
         index = {m.name: _made_by(self.config, m) for m in self.config.embeddings}
         of_pairs = None
         if self.copies:
@@ -79,15 +79,18 @@ class Content:
         self.made_by |= {"clusters": of_concepts, "concepts": of_concepts, "index/centroids": of_centroids}
         self.made_by |= {f"index/blocks/{name}": made_by for name, made_by in index.items()}
         made = {table: made_of(storage.join(self.run, table)) for table in self.made_by}
-        stale = {table: old for table, old in made.items() if old is not None and old != self.made_by[table]}
+        self.stale = {table: old for table, old in made.items() if old is not None and old != self.made_by[table]}
         for table in ("duplicates", "concepts"):
-            if table in stale and storage.walk(storage.join(self.run, "produced"), ".parquet"):
+            if table in self.stale and storage.walk(storage.join(self.run, "produced"), ".parquet"):
                 raise ConfigError(
                     f"{table}/ was made with other settings, and shards exist:\n"
-                    f"{run_folder.difference(stale[table], self.made_by[table] or {})}\n"
+                    f"{run_folder.difference(self.stale[table], self.made_by[table] or {})}\n"
                     "Use the old settings, or remove shards/ and produced/ first"
                 )
-        for table in stale:
+
+    def drop_stale(self) -> None:
+        """Remove what other settings made, the last made first: what a kill leaves is seen again."""
+        for table in self.stale:
             storage.remove(storage.join(self.run, table))
 
     def _same(self) -> float:

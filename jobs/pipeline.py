@@ -36,6 +36,7 @@ def run(location: str, folder: str, config: Config, limit: int | None = None, pa
     with lock.hold(folder):
         page = run_folder.resume(folder, config.decides())
         embed.check(folder, config)
+        Content(folder, config)  # refuses what does not go with shards that exist
         if page is not None:
             produce.prepare(folder, page["decides"]["produce"], config.decides()["produce"])
         run_folder.write(folder, {"input": location, **config.model_dump(mode="json")}, config.decides())
@@ -62,6 +63,7 @@ def again(folder: str, file: Path | None, overrides: Sequence[str], rules: Seque
         raise ConfigError(f"{folder!r} was measured with other settings:\n{run_folder.difference(old, new)}")
     check(config)
     with lock.hold(folder):
+        Content(folder, config)
         produce.prepare(folder, page["decides"]["produce"], now["produce"])
         resolved = {"input": page["config"].get("input"), **config.model_dump(mode="json")}
         run_folder.write(folder, resolved, {**now, "analyze": page["decides"]["analyze"]})
@@ -114,6 +116,7 @@ def compare(folder: str, config: Config, events: Events, marks: str) -> None:
     """What the clips' vectors say, before any rule looks at them."""
     units = analyze.done_units(folder)
     whole = Content(folder, config)
+    whole.drop_stale()
 
     def each(part: str, items: Sequence[engine.Item], worker: type[content.Worker]) -> None:
         for result in events.track(part, whole.work(worker, items, marks), total=len(items)):

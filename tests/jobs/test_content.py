@@ -66,6 +66,7 @@ def measured(folder: Path, found: Vector | list[list[float] | None], start: int 
 def compare(folder: Path, config: Config, stop_after: int | None = None) -> list[str]:
     """Everything but the selection; with `stop_after` that many files of an engine's part, then an interrupt."""
     whole, said, left = Content(str(folder), config), [], stop_after
+    whole.drop_stale()
     units = done_units(str(folder))
 
     def each(items: list[Any], worker: type[content.Worker]) -> None:
@@ -231,9 +232,9 @@ def test_other_settings_begin_anew_unless_shards_were_made(tmp_path: Path) -> No
     assert len(read(folder, "duplicates")) == len(copies)
     storage.write_table(str(folder / "produced/x/shard.parquet"), pa.table({"clip_id": ["c00000"]}))
     with pytest.raises(ConfigError, match=r"(?s)duplicates/ was made with other settings.*threshold: 0\.91 -> 0\.8"):
-        Content(str(folder), settings(duplicates={"threshold": 0.8}))
+        Content(str(folder), settings(duplicates={"threshold": 0.8})).drop_stale()
     with pytest.raises(ConfigError, match=r"(?s)concepts/ was made with other settings.*number: None -> 3"):
-        Content(str(folder), settings(clusters={"number": 3}))
+        Content(str(folder), settings(clusters={"number": 3})).drop_stale()
     assert len(read(folder, "duplicates")) == len(copies), "a refusal removes nothing"
 
 

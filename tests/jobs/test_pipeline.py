@@ -203,6 +203,13 @@ def test_other_encoding_is_refused_where_shards_exist(whole: Path, corpus: Path)
         pipeline.run(str(corpus / "manifest.csv"), str(whole), settings(encode={"preset": "ultrafast", "crf": 30}))
 
 
+def test_other_duplicates_are_refused_before_any_work(whole: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = fingerprints(str(whole))
+    with pytest.raises(ConfigError, match=r"(?s)duplicates/ was made with other settings.*threshold: 0\.91 -> 0\.5"):
+        pipeline.run(str(corpus), str(whole), settings(duplicates={"threshold": 0.5}))
+    assert fingerprints(str(whole)) == before and "input:" not in capsys.readouterr().err
+
+
 def test_a_refused_run_is_left_as_it_was(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert pipeline.run(str(corpus / "manifest.csv"), str(run), settings(), parts=("analyze",)) == 0

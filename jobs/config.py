@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bucketing.cut import EncodeConfig
 from bucketing.plan import ShardConfig
+from captioning.config import CaptionConfig
 from curation.clips import ClipConfig
 from curation.clusters import ClusterConfig
 from curation.duplicates import DuplicateConfig
@@ -53,6 +54,7 @@ class Config(BaseModel):
     clusters: ClusterConfig = ClusterConfig()
     subsets: tuple[SubsetConfig, ...] = Field(("everyday",), min_length=1, validate_default=True)
     encode: EncodeConfig = EncodeConfig()
+    caption: CaptionConfig = CaptionConfig()
     shards: ShardConfig = ShardConfig()
     engine: EngineConfig = EngineConfig()
 

@@ -1,0 +1,2 @@
+def addresses(book: str) -> dict[str, list[str]]:
+    raise NotImplementedError

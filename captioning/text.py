@@ -1,0 +1,39 @@
+"""The training text of a sample: put together when its shard is written, not by the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from captioning.config import CaptionConfig
+
+CAMERA = {
+    "zoom_in": "zoom in",
+    "zoom_out": "zoom out",
+    "push_in": "push in",
+    "pull_out": "pull out",
+    "pan_left": "pan left",
+    "pan_right": "pan right",
+    "truck_left": "truck left",
+    "truck_right": "truck right",
+    "tilt_up": "tilt up",
+    "tilt_down": "tilt down",
+    "pedestal_up": "pedestal up",
+    "pedestal_down": "pedestal down",
+    "arc": "arc shot",
+    "tracking": "tracking shot",
+    "static": "static shot",
+    "handheld": "handheld shot",
+}
+"""The paper's sixteen names of camera motion."""
+
+
+def training_text(caption: str, clip: Mapping[str, Any], fps: float | None, config: CaptionConfig) -> str:
+    """A caption with the frame rate token and the camera label before it, as `config.text` says.
+
+    `fps` is the sample's own rate, whole in the token; None for an image, which has neither token nor camera. A camera
+    label below `config.camera_confidence` is left out.
+    """
+    if fps is None:
+        return caption
+    sure = clip["camera"] is not None and (clip["camera_confidence"] or 0.0) >= config.camera_confidence
+    camera = f"{CAMERA[clip['camera']].capitalize()}." if sure else ""
+    return " ".join(config.text.format(fps=f"FPS-{round(fps)}", camera=camera, caption=caption).split())

@@ -71,6 +71,8 @@ class Ask:
     requests: int = 0
     failures: int = 0
     broken: int = 0
+    lost_at: "Server | None" = None
+    """The server that broke its connection last."""
     latency_s: float = 0.0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -151,12 +153,13 @@ class Line:
             await server.api.close()
 
     def _startable(self, fresh: Iterator[Ask]) -> Iterator[tuple[Ask, Server]]:
-        """Asks that may be sent now, each with the server that has the most room."""
-        while (server := max(self.servers, key=Server.room)).room() > 0:
+        """Asks that may be sent now, each with the server that has the most room, and not the one it was lost at."""
+        while free := [server for server in self.servers if server.room() > 0]:
             due = self.later and self.later[0][0] <= time.monotonic()
             ask = heapq.heappop(self.later)[2] if due else next(fresh, None)
             if ask is None:
                 break
+            server = max(free, key=lambda s: (s is not ask.lost_at, s.room()))
             if ask.broken >= TOGETHER:
                 server.kept_for = ask
             else:
@@ -214,10 +217,11 @@ class Line:
             began = time.monotonic()
             try:
                 reply = await server.api.post("/chat/completions", body=body, cast_to=object)
-            except openai.APITimeoutError:
-                server.limit.overloaded(began, time.monotonic())
-                return await self._count(ask, server, f"no answer within {self.config.timeout_s:g} s")
             except openai.APIConnectionError as error:
+                # A lost connection too comes as a timeout of sorts from the package's aiohttp transport: the clock tells.
+                if time.monotonic() - began >= self.config.timeout_s:
+                    server.limit.overloaded(began, time.monotonic())
+                    return await self._count(ask, server, f"no answer within {self.config.timeout_s:g} s")
                 self._lost(server)
                 return self._broken(ask, server, error)
             except openai.APIStatusError as error:
@@ -307,6 +311,7 @@ class Line:
     def _broken(self, ask: Ask, server: Server, error: Exception) -> Row | None:
         """After a broken connection: the clip's fault where it was alone there, time and again."""
         ask.broken += 1
+        ask.lost_at = server
         ask.failures += server.kept_for is ask
         ask.back_off(ask.broken)
         if server.kept_for is ask and ask.failures >= self.config.attempts:

@@ -73,6 +73,7 @@ def pictures(data: bytes, count: int) -> list[bytes]:
         for index, frame in enumerate(container.decode(stream)):
             if index in wanted:
                 file = io.BytesIO()
-                frame.to_image().save(file, "JPEG", quality=90)
+                picture = frame.to_image()  # type: ignore[no-untyped-call]
+                picture.save(file, "JPEG", quality=90)
                 found.append(file.getvalue())
     return found

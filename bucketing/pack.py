@@ -1,6 +1,8 @@
 """*Pack*: a shard from byte ranges of the units' cuts, by plan. One idempotent task; the index, last, is its commit."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow.parquet as pq
 from bucketing.cut import Made
 from bucketing.shard_format import CAPTION, INDEX, STORY, Facts, TarWriter, story
 from curation import storage
-from curation.errors import StageError
+from curation.errors import ClipError, StageError
 from curation.tables import PRODUCED
 
 CUTS = pa.schema(
@@ -30,8 +32,28 @@ CUTS = pa.schema(
 SHOWN = ("first_frame", "last_frame", "crop", "off_s")
 """What a sample shows of its source, passed on to its `.json`."""
 
-Describe = Callable[[str, str], tuple[dict[str, Any], str | None]]
-"""(unit, clip_id) -> what is known of the clip, and its caption."""
+
+@dataclass(frozen=True)
+class Bound:
+    """What the writer of a caption was shown: this span of the source, as the unit's cut `key` of these bytes."""
+
+    key: str
+    sha256: str
+    start_frame: int
+    end_frame: int
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is known of a clip, and its training text. `bound` says what a text was written for, where a model wrote it."""
+
+    known: dict[str, Any]
+    text: str | None
+    bound: Bound | None = None
+
+
+Describe = Callable[[str, str, float | None], Described]
+"""(unit, clip_id, the sample's frame rate) -> what is known. Raises ClipError where the clip must not be written."""
 
 
 def cuts(run: str, unit: str) -> dict[str, dict[str, Any]]:
@@ -39,6 +61,14 @@ def cuts(run: str, unit: str) -> dict[str, dict[str, Any]]:
     if not storage.exists(_place(run, unit, "parquet")):
         return {}
     return {row["key"]: row for row in _read(_place(run, unit, "parquet"))}
+
+
+def cut_bytes(run: str, unit: str, cut: Mapping[str, Any]) -> bytes:
+    """The file of one cut of a unit, by its row of `CUTS`. Raises StageError where it is not the one its index speaks of."""
+    data = storage.read_bytes(_place(run, unit, "tar"), cut["offset"], cut["size"])
+    if hashlib.sha256(data).hexdigest() != cut["sha256"]:
+        raise StageError("stage_failed", f"cuts/{unit}.tar holds other bytes of {cut['member']} than its index says")
+    return data
 
 
 def write_cuts(run: str, unit: str, made: Iterable[tuple[Made, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -74,8 +104,7 @@ def pack_shard(run: str, subset: str, shard: str, samples: Sequence[Mapping[str,
     with storage.committed(f"{place}.tar") as out:
         tar = TarWriter(out)
         for sample in samples:
-            cut = of_unit[sample["unit"]].get(sample["key"])
-            produced.append(_add(tar, run, sample, cut, describe) | {"shard": shard, "bucket": bucket})
+            produced.append(_add(tar, run, sample, of_unit[sample["unit"]], describe) | {"shard": shard, "bucket": bucket})
         tar.close()
     storage.write_table(report, storage.rows_table(produced, PRODUCED))
     storage.write_table(f"{place}.parquet", tar.index())
@@ -107,23 +136,27 @@ def _cut_row(tar: TarWriter, cut: Made, facts: Facts) -> dict[str, Any]:
 
 
 def _add(
-    tar: TarWriter, run: str, sample: Mapping[str, Any], cut: Mapping[str, Any] | None, describe: Describe
+    tar: TarWriter, run: str, sample: Mapping[str, Any], of_unit: Mapping[str, Mapping[str, Any]], describe: Describe
 ) -> dict[str, Any]:
     """Append one sample; its row of `produced`."""
     key, unit = sample["clip_id"], sample["unit"]
+    cut = of_unit.get(sample["key"])
     if cut is None:
         return {"clip_id": key, "status": "error", "error_code": "stage_failed", "error_message": f"cuts/{unit} has no {key}"}
     if cut["status"] != "ok":
         return {"clip_id": key} | {name: cut[name] for name in ("status", "error_code", "error_message")}
-    data = storage.read_bytes(_place(run, unit, "tar"), cut["offset"], cut["size"])
+    try:
+        described = describe(unit, key, cut["fps"])
+        if described.bound is not None:
+            _check(described.bound, cut, of_unit)
+    except ClipError as error:
+        return {"clip_id": key, "status": "error", "error_code": error.code, "error_message": error.message}
     facts = Facts(cut["frames"], cut["fps"], cut["width"], cut["height"])
-    row = tar.add(key, cut["member"].rsplit(".", 1)[-1], data, facts)
-    if row["sha256"] != cut["sha256"]:
-        raise StageError("stage_failed", f"cuts/{unit}.tar holds other bytes of {cut['member']} than its index says")
-    known, caption = describe(unit, key)
-    tar.add(key, STORY, story(known, {**vars(facts), **{name: cut[name] for name in ("sha256", *SHOWN)}}), facts)
-    if caption:
-        tar.add(key, CAPTION, caption.encode(), facts)
+    row = tar.add(key, cut["member"].rsplit(".", 1)[-1], cut_bytes(run, unit, cut), facts)
+    facts_shown = {name: cut[name] for name in ("sha256", *SHOWN)}
+    tar.add(key, STORY, story(described.known, {**vars(facts), **facts_shown}), facts)
+    if described.text:
+        tar.add(key, CAPTION, described.text.encode(), facts)
     return {
         "clip_id": key,
         "status": "ok",
@@ -133,3 +166,18 @@ def _add(
         "bytes": row["size"],
         "sha256": cut["sha256"],
     }
+
+
+def _check(bound: Bound, cut: Mapping[str, Any], of_unit: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ClipError caption_mismatch where a caption was written for other pictures than a cut's."""
+    shown = of_unit.get(bound.key)
+    if shown is None or shown["sha256"] != bound.sha256:
+        has = "is not there" if shown is None else f"has sha256 {shown['sha256']}"
+        raise ClipError("caption_mismatch", f"written for {bound.key} of sha256 {bound.sha256}, which {has}")
+    for made in (shown, cut):
+        if not bound.start_frame <= made["first_frame"] <= made["last_frame"] < bound.end_frame:
+            raise ClipError(
+                "caption_mismatch",
+                f"written for frames {bound.start_frame} to {bound.end_frame}; {made['key']} shows "
+                f"{made['first_frame']} to {made['last_frame']}",
+            )

@@ -33,6 +33,7 @@ class Answer(BaseModel):
     visible_text: Phrases
 
 
+FIELDS = tuple(name for name in Answer.model_fields if name != "caption")
 MOST_CHARS = 32_000
 """A longer answer is no answer to this question: a caption has some 700."""
 LEAST_WORDS = 5

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -371,6 +372,8 @@ class Client:
     """All models' lines. Lives in one event loop."""
 
     def __init__(self, config: CaptionConfig) -> None:
+        # A clip goes out whole, in one write to a socket's buffer; how many at once is bounded by the servers' limits.
+        warnings.filterwarnings("ignore", "Sending a large body directly", ResourceWarning)
         self.config = config
         self.lines = {model.name: Line(config, model) for model in config.models}
 

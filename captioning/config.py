@@ -120,9 +120,7 @@ class CaptionConfig(BaseModel):
         return self
 
     def decides(self) -> dict[str, Any]:
-        """The settings that decide what a caption says; servers, keys and patience do not. Empty without models."""
-        if not self.models:
-            return {}
+        """The settings that decide what a caption says; servers, keys and patience do not."""
         own = self.model_dump(mode="json", include={"prompt", "language", "temperature", "second_temperature", "max_tokens"})
         own |= self.model_dump(mode="json", include={"text", "camera_confidence"})
         shown = {"name", "share", "path", "sends", "frames"}

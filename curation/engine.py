@@ -61,6 +61,7 @@ class EngineConfig(BaseModel):
     cpu: PoolConfig = PoolConfig()
     gpu: PoolConfig = PoolConfig(cpus=0.5, gpus=1.0)
     write: PoolConfig = PoolConfig(cpus=0.5)
+    caption: PoolConfig = PoolConfig(cpus=0.5, max_actors=8)
 
 
 class Worker(Protocol):

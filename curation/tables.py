@@ -203,6 +203,42 @@ SELECTION = pa.schema(
 )
 """One row a clip of a subset: kept or not, why, and where its sample goes."""
 
+CAPTIONS = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("source_id", pa.string()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("model", pa.string()),
+        ("prompt", pa.string()),
+        ("prompt_sha256", pa.string()),
+        ("shown_key", pa.string()),
+        ("shown_sha256", pa.string()),
+        ("sends", pa.string()),
+        ("frames_shown", pa.int32()),
+        ("caption", pa.string()),
+        ("subjects", pa.list_(pa.string())),
+        ("actions", pa.list_(pa.string())),
+        ("setting", pa.string()),
+        ("lighting", pa.string()),
+        ("style", pa.string()),
+        ("people", pa.string()),
+        ("visible_text", pa.list_(pa.string())),
+        ("temperature", pa.float64()),
+        ("requests", pa.int32()),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("latency_s", pa.float64()),
+        ("status", pa.string()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+"""One row a clip that was shown to a captioner: what it was shown (the cut's name and sha256), by which prompt, and what it
+wrote, or why that is none. Tokens and seconds are sums over all requests that the clip took."""
+
 PRODUCED = pa.schema(
     [
         ("clip_id", pa.string()),

@@ -105,8 +105,23 @@ def select(run: Run, config: File = None, set: Set = None, rules: Annotated[list
 
 
 @app.command()
+def caption(
+    run: Run,
+    config: File = None,
+    set: Set = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Ask again about clips that have no good caption.")
+    ] = False,
+    engine: Engine = None,
+    address: Address = None,
+) -> None:
+    """Cut and caption what the selection planned; what has a caption is never asked again."""
+    _again(run, config, set, None, ("caption",), engine, address, retry_errors)
+
+
+@app.command()
 def shard(run: Run, config: File = None, set: Set = None, engine: Engine = None, address: Address = None) -> None:
-    """Cut and pack what the selection planned and the run folder lacks."""
+    """Cut, caption and pack what the selection planned and the run folder lacks."""
     _again(run, config, set, None, ("produce",), engine, address)
 
 
@@ -118,13 +133,14 @@ def _again(
     parts: tuple[str, ...],
     engine: str | None = None,
     address: str | None = None,
+    retry_errors: bool = False,
 ) -> None:
     from jobs import pipeline
 
     overrides = list(sets or [])
     overrides += [f"engine.kind={engine}"] if engine else []
     overrides += [f"engine.address={address}"] if address else []
-    raise typer.Exit(pipeline.again(_place(run), config, overrides, rules, parts))
+    raise typer.Exit(pipeline.again(_place(run), config, overrides, rules, parts, retry_errors))
 
 
 @app.command()

@@ -79,7 +79,7 @@ class Config(BaseModel):
         return {
             "analyze": {**measured, "gates": gates},
             "select": {"subsets": subsets, **{k: tree[k] for k in ("seed", "shards", "index", "duplicates", "clusters")}},
-            "produce": {"encode": tree["encode"]},
+            "produce": {"encode": tree["encode"]} | ({"caption": self.caption.decides()} if self.caption.models else {}),
         }
 
 

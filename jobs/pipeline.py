@@ -1,22 +1,23 @@
 """The path of the data, top to bottom: read this first.
 
-    input -> units -> analyze, embed -> compare -> select -> cut -> pack -> report
+    input -> units -> analyze, embed -> compare -> select -> cut, caption -> pack -> report
 
 `analyze` decodes each source once and writes what it measured and a few frames; `embed` turns those frames into vectors;
 `compare` finds near-duplicates and concepts among these; `select` decides by rules over the tables, keeps one of each group of
-near-duplicates and balances the concepts; `cut` and `pack` write the shards that the selection planned. Each part skips what
-the run folder already has, so running again after any kind of death goes on where it stopped. Captions have their place
-between `select` and `cut`; a run has none until that part exists, and its report says so.
+near-duplicates and balances the concepts; `cut` makes the samples that the selection planned, `caption` shows them to the
+models that the config names, and `pack` writes the shards. Each part skips what the run folder already has, so running again
+after any kind of death goes on where it stopped.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from bucketing import cut
+from captioning import client
 from curation import embedding, engine, lock, rules, run_folder, sources, storage
 from curation.errors import ConfigError
 from filters import aesthetic, faces, text
-from jobs import analyze, content, embed, metrics, produce, selecting
+from jobs import analyze, caption, content, embed, metrics, produce, selecting
 from jobs.budget import Budget
 from jobs.config import Config
 from jobs.content import Content
@@ -52,8 +53,18 @@ def run(location: str, folder: str, config: Config, limit: int | None = None, pa
     return code
 
 
-def again(folder: str, file: Path | None, overrides: Sequence[str], rules: Sequence[str] | None, parts: Sequence[str]) -> int:
-    """Some parts once more on a measured run, with its own settings but for those given."""
+def again(
+    folder: str,
+    file: Path | None,
+    overrides: Sequence[str],
+    rules: Sequence[str] | None,
+    parts: Sequence[str],
+    retry_errors: bool = False,
+) -> int:
+    """Some parts once more on a measured run, with its own settings but for those given.
+
+    With `retry_errors` clips that captioners failed on are asked about again.
+    """
     page = run_folder.read(folder)
     settings = {k: v for k, v in page["config"].items() if k != "input"}
     config = selecting.settings(settings, file, overrides, rules)
@@ -68,6 +79,8 @@ def again(folder: str, file: Path | None, overrides: Sequence[str], rules: Seque
         resolved = {"input": page["config"].get("input"), **config.model_dump(mode="json")}
         run_folder.write(folder, resolved, {**now, "analyze": page["decides"]["analyze"]})
         with log(folder) as events:
+            if retry_errors:
+                events.say(f"captions: {caption.forget_errors(folder)} failed ones are asked for again")
             follow(folder, config, events, (*parts, "report"), [])
             return outcome(folder, config, events)
 
@@ -76,9 +89,11 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
     """The parts in order, each doing only what is missing."""
     marks = storage.join(folder, "attempts")
     storage.remove(marks)  # of a driver that died
+    done = set(analyze.done_units(folder))
+    todo = [{"unit": unit} for unit in units if unit not in done]
+    if {"caption", "produce"} & set(parts) and (todo or produce.missing(folder, config).cuts):
+        client.check(config.caption)
     if "analyze" in parts:
-        done = set(analyze.done_units(folder))
-        todo = [{"unit": unit} for unit in units if unit not in done]
         budget = Budget(folder, config.error_budget)
         budget.read()
         if budget.over:
@@ -99,11 +114,12 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
         compare(folder, config, events, marks)
         for subset in config.subsets:
             events.say(selecting.select(folder, config, subset))
-    if "produce" in parts:
+    if {"caption", "produce"} & set(parts):
         plan = produce.missing(folder, config)
         cuts = engine.run(plan.cuts, produce.cut_steps(folder, config), config.engine, marks)
         for result in events.track("cut", cuts, total=len(plan.cuts)):
-            events.event("cut", **result)
+            events.event("cut", **produce.counted(result))
+    if "produce" in parts:
         shards = engine.run(plan.shards, produce.pack_steps(folder, config), config.engine, marks)
         for result in events.track("pack", shards, total=len(plan.shards)):
             events.event("shard", **result)

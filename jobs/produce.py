@@ -1,4 +1,4 @@
-"""*Produce*: cut what the missing shards need, a source at a time, then pack the shards."""
+"""*Produce*: cut what the missing shards need, a source at a time, have it captioned, then pack the shards."""
 
 import tempfile
 from collections import defaultdict
@@ -15,19 +15,23 @@ import pyarrow.parquet as pq
 
 from bucketing import buckets
 from bucketing.cut import Cut, EncodeConfig, Made, Turn, cut_image, cut_video
-from bucketing.pack import cuts, pack_shard, write_cuts
+from bucketing.pack import Bound, Described, cuts, pack_shard, write_cuts
+from captioning import answers
+from captioning.config import CaptionConfig
+from captioning.text import training_text
 from curation import attempts, run_folder, storage
 from curation.child import Child, shared
 from curation.engine import Item, Step
-from curation.errors import ConfigError, SourceError
+from curation.errors import ClipError, ConfigError, SourceError
 from curation.media import MediaLimits
 from curation.tables import SELECTION, SOURCES
+from jobs import caption
 from jobs.config import Config
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Items for the two pools: units to cut, and shards to pack."""
+    """Items for the pools: units to cut and to caption, and shards to pack."""
 
     cuts: list[Item]
     shards: list[Item]
@@ -49,11 +53,17 @@ def missing(run: str, config: Config) -> Missing:
                 samples.append({"clip_id": clip_id, "unit": unit, "key": cut_key(clip_id, subset.bucket_class)})
             shards.append({"subset": subset.name, "shard": shard, "samples": samples})
     there = set(storage.names(storage.join(run, "cuts"), ".parquet"))
-    lacking = [
-        {"unit": unit, "clips": sorted(clips)}
-        for unit, clips in sorted(wanted.items())
-        if f"{unit}.parquet" not in there or not {cut_key(*clip) for clip in clips} <= cuts(run, unit).keys()
-    ]
+    lacking = []
+    for unit, clips in sorted(wanted.items()):
+        captions = caption.written(run, unit) if config.caption.models else {}
+        # What a caption was written for is made again where it is gone: packing compares its bytes.
+        clips |= {_clip_of(captions[clip_id]["shown_key"]) for clip_id, _ in clips if clip_id in captions}
+        made = cuts(run, unit) if f"{unit}.parquet" in there else {}
+        uncut = {cut_key(*clip) for clip in clips} - made.keys()
+        shown = {_clip_of(key)[0] for key, cut in made.items() if cut["status"] == "ok"}
+        silent = {clip_id for clip_id, _ in clips} & shown - captions.keys() if config.caption.models else set()
+        if uncut or silent:
+            lacking.append({"unit": unit, "clips": sorted(clips)})
     return Missing(lacking, shards)
 
 
@@ -69,12 +79,24 @@ def prepare(run: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
             f"{run!r} has shards made with other settings:\n{run_folder.difference(old, new)}\n"
             "Use the old settings, or remove shards/ and produced/ first."
         )
-    storage.remove(storage.join(run, "cuts"))
+    if old["encode"] != new["encode"]:
+        if storage.names(storage.join(run, "captions"), ".parquet"):
+            raise ConfigError(
+                f"{run!r} has captions of clips cut with other settings:\n{run_folder.difference(old, new)}\n"
+                "Use the old settings, or remove captions/ first."
+            )
+        storage.remove(storage.join(run, "cuts"))
 
 
 def cut_key(clip_id: str, bucket_class: int) -> str:
     """A sample's name among its unit's cuts: subsets of one bucket class share it."""
     return f"{clip_id}-{bucket_class}"
+
+
+def _clip_of(key: str) -> tuple[str, int]:
+    """(clip_id, bucket class) of a `cut_key`."""
+    clip_id, _, bucket_class = key.rpartition("-")
+    return clip_id, int(bucket_class)
 
 
 def _unit_of_source(run: str) -> pa.Table:
@@ -97,13 +119,19 @@ def _planned(run: str, subset: str, units: pa.Table, done: Sequence[str]) -> Ite
 
 
 def cut_steps(run: str, config: Config) -> list[Step]:
-    """The pool that cuts units."""
-    return [Step(CutUnits(run, config.encode, config.limits), config.engine.cpu)]
+    """The pools that cut units and, where the config names models, caption them; the slower one holds back the other."""
+    cut = Step(CutUnits(run, config.encode, config.limits), config.engine.cpu)
+    return [cut, Step(caption.CaptionUnits(run, config.caption), config.engine.caption)] if config.caption.models else [cut]
+
+
+def counted(result: Item) -> Item:
+    """What the log says of a unit that was cut, and captioned."""
+    return {name: value for name, value in result.items() if name != "clips"}
 
 
 def pack_steps(run: str, config: Config) -> list[Step]:
     """The pool that packs shards."""
-    return [Step(PackShards(run), config.engine.write)]
+    return [Step(PackShards(run, config.caption), config.engine.write)]
 
 
 def clean(run: str, config: Config) -> None:
@@ -137,7 +165,7 @@ class CutUnits:
         else:
             rows = write_cuts(self.run, unit, self.made(unit, item["clips"]))
         made = sum(row["status"] == "ok" for row in rows)
-        return {"unit": unit, "cut": made, "failed": len(rows) - made}
+        return item | {"cut": made, "failed": len(rows) - made}
 
     def made(self, unit: str, clips: Sequence[tuple[str, int]]) -> Iterator[tuple[Made, dict[str, Any]]]:
         """The samples of a unit, source by source, each with the facts of its index row."""
@@ -175,8 +203,9 @@ class PackShards:
 
     name = "pack"
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, config: CaptionConfig) -> None:
         self.run = run
+        self.config = config
 
     def open(self) -> None:
         """Nothing to load."""
@@ -186,13 +215,27 @@ class PackShards:
 
     def __call__(self, item: Item) -> Item:
         known = lru_cache(maxsize=64)(lambda unit: unit_rows(self.run, unit))
+        written = lru_cache(maxsize=64)(lambda unit: caption.written(self.run, unit))
 
-        def describe(unit: str, clip_id: str) -> tuple[dict[str, Any], str | None]:
+        def describe(unit: str, clip_id: str, fps: float | None) -> Described:
             clip, source = known(unit)[clip_id]
-            caption = source.get("caption")
-            return {"clip": clip, "source": source, "subset": item["subset"]}, caption.strip() if caption else None
+            story = {"clip": clip, "source": source, "subset": item["subset"]}
+            if not self.config.models:
+                return Described(story, (source.get("caption") or "").strip() or None)
+            row = written(unit).get(clip_id)
+            if row is None:
+                raise ClipError("caption_missing", "run the part that captions first")
+            if row["status"] != "ok":
+                raise ClipError(row["error_code"], row["error_message"])
+            bound = Bound(row["shown_key"], row["shown_sha256"], row["start_frame"], row["end_frame"])
+            told = {"caption": {name: row[name] for name in TOLD}}
+            return Described(story | told, training_text(row["caption"], clip, fps, self.config), bound)
 
         return pack_shard(self.run, item["subset"], item["shard"], item["samples"], describe)
+
+
+TOLD = ("caption", *answers.FIELDS, "model", "prompt", "prompt_sha256", "shown_key", "shown_sha256", "frames_shown")
+"""What a sample's `.json` says of its caption."""
 
 
 def unit_rows(run: str, unit: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

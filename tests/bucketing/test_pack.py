@@ -18,7 +18,7 @@ import pytest
 
 from bucketing.buckets import choose
 from bucketing.cut import Cut, EncodeConfig, Made, Shown, cut_image, cut_video
-from bucketing.pack import cuts, pack_shard, write_cuts
+from bucketing.pack import Bound, Described, cuts, pack_shard, write_cuts
 from bucketing.shard_format import read_index, read_member
 from curation import storage
 from curation.errors import StageError
@@ -48,8 +48,8 @@ def fake_run(run: str, folder: Path) -> list[dict[str, str]]:
     return [{"clip_id": clip, "unit": unit, "key": f"{clip}-256"} for unit, clip in wanted]
 
 
-def describe(unit: str, clip_id: str) -> tuple[dict[str, Any], str | None]:
-    return {"clip": {"clip_id": clip_id, "motion_mv": None}}, f"caption of {clip_id}" if clip_id == "u1_0" else None
+def describe(unit: str, clip_id: str, fps: float | None) -> Described:
+    return Described({"clip": {"clip_id": clip_id, "motion_mv": None}}, f"caption of {clip_id}" if clip_id == "u1_0" else None)
 
 
 def files_of(run: Path) -> dict[str, str]:
@@ -104,6 +104,29 @@ def test_what_could_not_be_made_is_said(tmp_path: Path) -> None:
     assert hashlib.sha256(tar[good["offset"] : good["offset"] + good["bytes"]]).hexdigest() == good["sha256"]
 
 
+def test_a_caption_of_other_pictures_is_refused(tmp_path: Path) -> None:
+    """Each of the four ways in which a caption may not be this clip's, and one that is."""
+    run = str(tmp_path / "run")
+    samples = fake_run(run, tmp_path / "made")
+    sha256 = {row["key"]: row["sha256"] for unit in ("u1", "u2") for row in cuts(run, unit).values()}
+    bounds = {
+        "u2_1": Bound("u2_0-256", sha256["u2_0-256"], 0, 128),  # another clip's, whose frames do not reach as far
+        "u1_0": Bound("u1_0-256", sha256["u1_2-256"], 0, 128),  # other bytes
+        "u2_0": Bound("u2_9-256", sha256["u2_0-256"], 0, 128),  # a cut that is not there
+        "u1_2": Bound("u1_2-256", sha256["u1_2-256"], 2, 130),
+    }
+
+    def bound(unit: str, clip_id: str, fps: float | None) -> Described:
+        return Described({}, "a caption", bounds[clip_id])
+
+    assert pack_shard(run, "everyday", SHARD, samples, bound)["samples"] == 1
+    rows = {row["clip_id"]: row for row in storage.read_table(f"{run}/produced/everyday", PRODUCED).to_pylist()}
+    assert {c: rows[c]["error_code"] for c in bounds} == dict.fromkeys(bounds, "caption_mismatch") | {"u1_2": None}
+    assert "u2_1-256 shows 1 to 128" in rows["u2_1"]["error_message"]
+    with tarfile.open(f"{run}/shards/everyday/{SHARD}.tar") as tar:
+        assert tar.getnames() == ["u1_2.mp4", "u1_2.json", "u1_2.txt"], "nothing of a refused sample is written"
+
+
 def test_packing_again_changes_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     samples = fake_run(str(run), tmp_path / "made")
@@ -124,10 +147,10 @@ from tests.bucketing.test_pack import SHARD, describe, fake_run
 run, folder, after = sys.argv[1:]
 from pathlib import Path
 samples = fake_run(run, Path(folder))
-def deadly(unit, clip_id):
+def deadly(unit, clip_id, fps):
     if after == "sample" and clip_id == "u2_0":
         os.kill(os.getpid(), signal.SIGKILL)
-    return describe(unit, clip_id)
+    return describe(unit, clip_id, fps)
 write = pack.storage.write_table
 def write_table(url, table):
     if after == "produced" and "/shards/" in url or after == "tar" and "/produced/" in url:

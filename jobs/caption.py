@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -43,6 +44,18 @@ def forget_errors(run: str) -> int:
             forgotten += len(rows) - len(good)
             _write(run, unit, good)
     return forgotten
+
+
+def said(run: str) -> str:
+    """How many clips have captions, by whom, and why the others have none."""
+    folder = storage.join(run, "captions")
+    table = storage.read_table(folder, CAPTIONS, ["model", "error_code"]) if storage.names(folder, ".parquet") else None
+    if table is None or not table.num_rows:
+        return "captions: no clip was kept"
+    models, codes = (Counter(table[name].drop_null().to_pylist()) for name in ("model", "error_code"))
+    by = ", ".join(f"{name} {n / table.num_rows:.0%}" for name, n in models.most_common())
+    why = f" + {codes.total()} error ({', '.join(f'{n} {code}' for code, n in codes.most_common())})" if codes else ""
+    return f"captions: {table.num_rows} clips ({by}) = {table.num_rows - codes.total()} ok{why}"
 
 
 class CaptionUnits:

@@ -282,6 +282,7 @@ def _clip_story(
         _verdicts(connection, "sources", "source_id", source, lists if clip["kind"] == "video" else ()),
         _verdicts(connection, "clips", "clip_id", clip, lists),
         *_content(connection, clip["clip_id"]),
+        *_caption(connection, clip["clip_id"]),
         _places(connection, clip["clip_id"]),
     ]
 
@@ -355,6 +356,19 @@ def _content(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "list[Ren
         for row in rows(connection, query, [clip_id]):
             facts["concept"] = f"{row['cluster']}, of {row['size']} clips, cosine {row['similarity']:.4f} to its centre"
     return [facts_table("Content", facts)] if facts else []
+
+
+def _caption(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "list[RenderableType]":
+    """Who captioned the clip, what was shown and what was written; nothing where nobody was asked."""
+    if "captions" not in {row["name"] for row in rows(connection, "SHOW TABLES")}:
+        return []
+    found = rows(connection, "SELECT * FROM captions WHERE clip_id = ?", [clip_id])
+    skipped = ("clip_id", "source_id", "start_frame", "end_frame", "start_s", "end_s", "error_code", "error_message")
+    shown: list[RenderableType] = []
+    for row in found:
+        facts = {k: ", ".join(v) if isinstance(v, list) else v for k, v in row.items() if k not in skipped and v is not None}
+        shown += [facts_table("Caption", facts), *_errors(row)]
+    return shown
 
 
 def _places(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "Table":

@@ -119,6 +119,8 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
         cuts = engine.run(plan.cuts, produce.cut_steps(folder, config), config.engine, marks)
         for result in events.track("cut", cuts, total=len(plan.cuts)):
             events.event("cut", **produce.counted(result))
+        if config.caption.models:
+            events.say(caption.said(folder))
     if "produce" in parts:
         shards = engine.run(plan.shards, produce.pack_steps(folder, config), config.engine, marks)
         for result in events.track("pack", shards, total=len(plan.shards)):

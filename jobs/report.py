@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from curation import run_folder, storage
 from curation.errors import CODES
 from curation.rules import SubsetConfig
+from jobs.caption_cards import captions
 from jobs.concept_cards import concepts
 from jobs.funnel import AFTER, GROUP, Amount, Step, steps
 from jobs.inspect import connect, rows, subsets
@@ -83,6 +84,7 @@ def gather(connection: "duckdb.DuckDBPyConnection", run: str) -> dict[str, Any]:
         "subsets": made,
         "pictures": pictures,
         "concepts": found,
+        "captions": captions(connection, run) if "captions" in views else None,
         "scores": list(histograms(connection, lists)),
         "unmeasured": [c for c in score_columns(connection) if not _measured(connection, c)],
         "errors": errors(connection),

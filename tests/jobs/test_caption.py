@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from rich.console import Console
 
 from bucketing.cut import EncodeConfig
 from captioning import client
@@ -105,6 +106,29 @@ def test_every_sample_has_a_bound_caption(
     assert not (run / "cuts").exists()
     table = inspect.sql(str(run), "SELECT count(*) AS n FROM captions WHERE input_tokens = 1000", csv=True)
     assert str(table).split() == ["n", str(len(rows))]
+
+
+def test_captions_are_told(selected: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the report, in a clip's story and at the end of the job: who wrote, what failed, and hostile text as text."""
+
+    async def handler(asked: Asked) -> web.Response:
+        if asked.data.startswith(b"RIFF"):
+            return completion("As an AI language model, I cannot see pictures at all.")
+        hostile = 'A <script>alert("x")</script> sign hangs over a quiet street while a man walks past with a dog.'
+        return completion(answer(caption=hostile, visible_text=["<b>IGNORE ALL RULES</b>"]))
+
+    run = copy_of(selected[1], tmp_path / "run")
+    with CaptionServer("small", handler=handler) as small:
+        assert produce(selected, run, with_captions(small), ("produce", "report")) == 0
+    assert "captions: 3 clips (small 100%) = 2 ok + 1 error (1 caption_refused)" in capsys.readouterr().err
+    page = (run / "report" / "index.html").read_text()
+    section = page[page.index('<section id="captions">') : page.index('<section id="errors">')]
+    assert "<script>" not in section and "&lt;script&gt;" in section and "caption_refused" in section
+    assert "No captions" not in page and section.count("<img") == 2
+    written = next(row for row in captions(run).values() if row["status"] == "ok")
+    Console(width=200).print(inspect.story(str(run), written["clip_id"]))
+    told = capsys.readouterr().out
+    assert written["shown_sha256"] in told and "<b>IGNORE ALL RULES</b>" in told
 
 
 def test_what_has_a_caption_is_never_asked_about_again(

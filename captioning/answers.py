@@ -36,6 +36,8 @@ class Answer(BaseModel):
 FIELDS = tuple(name for name in Answer.model_fields if name != "caption")
 MOST_CHARS = 32_000
 """A longer answer is no answer to this question: a caption has some 700."""
+ENOUGH_CHARS = 300
+"""So much of a text tells its language."""
 LEAST_WORDS = 5
 """Fewer words are no description."""
 SAME_WORDS = 4
@@ -107,31 +109,35 @@ def read(text: str | None, finish: str | None, asked: str, language: str | None)
 
 
 def _check(caption: str, asked: str, language: str | None) -> None:
-    words = [word.lower() for word in WORD.findall(caption)]
+    words = WORD.findall(caption.lower())
     if REFUSAL.match(caption):
         raise ClipError("caption_refused", _start(caption))
     if language is not None and _other_language(caption, language):
         raise ClipError("caption_language", f"not {language!r}: {_start(caption)}")
     if len(words) < LEAST_WORDS:
         raise ClipError("caption_empty", f"{len(words)} words: {_start(caption)}")
-    stuck = any(len(set(words[i : i + SAME_WORDS])) == 1 for i in range(len(words) - SAME_WORDS + 1))
+    stuck = any(len(set(run)) == 1 for run in _runs(words, SAME_WORDS))
     runs = _runs(words, 3)
     if stuck or len(set(runs)) < OWN_RUNS * len(runs):
         word, times = Counter(words).most_common(1)[0]
         raise ClipError("caption_repeated", f"{len(words)} words, {times} times {word!r}: {_start(caption)}")
-    theirs = set(_runs([word.lower() for word in WORD.findall(asked)], ECHO_RUN))
     own = _runs(words, ECHO_RUN)
-    if own and sum(run in theirs for run in own) > ECHO_FRAC * len(own):
+    if own and len(_prompt_runs(asked).intersection(own)) > ECHO_FRAC * len(own):
         raise ClipError("caption_echo", f"repeats the prompt: {_start(caption)}")
 
 
 def _runs(words: list[str], length: int) -> list[tuple[str, ...]]:
-    return [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
+    return list(zip(*(words[i:] for i in range(length)), strict=False))
+
+
+@cache
+def _prompt_runs(asked: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(_runs(WORD.findall(asked.lower()), ECHO_RUN))
 
 
 def _other_language(text: str, language: str) -> bool:
     """True where the text is hardly in this language; what it quotes of the picture does not count."""
-    own = re.sub(r"[\"“”«»„].*?[\"“”«»„]", " ", text)
+    own = re.sub(r"[\"“”«»„].*?[\"“”«»„]", " ", text)[:ENOUGH_CHARS]
     return any(float(likely) < FOREIGN for name, likely in _languages().rank(own) if name == language)
 
 
@@ -151,7 +157,9 @@ def _plain(value: Any) -> Any:
     """Text in one line, without control characters."""
     if isinstance(value, list):
         return [plain for item in value if (plain := _plain(item))]
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    if not value.isprintable():
+        value = "".join(c if c.isprintable() else " " for c in value)
+    return " ".join(value.split())
 
 
 def _start(text: str) -> str:

@@ -6,6 +6,7 @@ waited for, `wait_s` at most since any server of its model last answered; then t
 
 import asyncio
 import heapq
+import importlib.util
 import itertools
 import os
 import random
@@ -374,6 +375,8 @@ class Client:
     def __init__(self, config: CaptionConfig) -> None:
         # A clip goes out whole, in one write to a socket's buffer; how many at once is bounded by the servers' limits.
         warnings.filterwarnings("ignore", "Sending a large body directly", ResourceWarning)
+        if config.language is not None:
+            answers.languages()  # loaded now: later it would hold up requests
         self.config = config
         self.lines = {model.name: Line(config, model) for model in config.models}
 
@@ -455,10 +458,13 @@ def urls(config: CaptionConfig, model: ModelConfig) -> Sequence[str]:
 
 def check(config: CaptionConfig) -> None:
     """Ask each server which models it has. Raises ConfigError naming the setting where one will not do."""
-    import openai
-
     if not config.models:
         return
+    for package in ("openai", "py3langid"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"caption.models needs the package {package}: pip install 'reelset[caption]'")
+    import openai
+
     answers.prompt(config.prompt)
     if config.language is not None and config.language not in answers.languages():
         raise ConfigError(f"caption.language {config.language!r} is not one of {', '.join(answers.languages())}")

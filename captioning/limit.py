@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 FIRST = 8
 """Requests at once with which a server is begun."""
-STEP = 1.25
-"""By how much more is tried each time."""
+FIRST_STEP, STEP = 2.0, 1.25
+"""By how much more is tried each time, until a step was too far, and from then on."""
 WORTH = 0.3
 """Least share of a step that must come out as more answers a second; below, the server was full before."""
 HOLD = 10
@@ -28,6 +28,7 @@ class Limit:
     before: float = 0.0
     """The limit before the last step, 0 where none is being tried."""
     rate: float = 0.0
+    step: float = FIRST_STEP
     hold: int = 0
     began: float = 0.0
     answered: int = 0
@@ -52,13 +53,14 @@ class Limit:
         if self.hold:
             self.hold -= 1
         elif self.before and rate / self.rate - 1 < WORTH * (self.now / self.before - 1):
-            self.now, self.before, self.hold = self.before, 0.0, HOLD
+            # A little more than was enough: what is on its way to the server keeps none of its places busy.
+            self.now, self.before, self.hold, self.step = self.before * STEP, 0.0, HOLD, STEP
         elif self.now < self.most:
             self.before, self.rate = self.now, rate
-            self.now = min(self.most, max(self.now + 1, self.now * STEP))
+            self.now = min(self.most, max(self.now + 1, self.now * self.step))
 
     def overloaded(self, began: float, at: float) -> None:
         """A request begun at this time met a full server. Those begun before the last cut say nothing new."""
         if began >= self.cut_at:
-            self.now, self.before, self.hold = max(1.0, self.now * BACK), 0.0, HOLD
+            self.now, self.before, self.hold, self.step = max(1.0, self.now * BACK), 0.0, HOLD, STEP
             self.began, self.cut_at = 0.0, at

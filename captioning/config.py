@@ -9,7 +9,6 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
@@ -56,16 +55,9 @@ class ModelConfig(BaseModel):
     sends: Literal["video", "file", "frames"] = "video"
     """How a clip is shown: `video` sends the cut clip itself, `file` the URL of a file that the server may read, `frames`
     pictures of it, for models that take no video."""
-    frames: PositiveInt = 32
-    """Pictures of a clip that the model sees, spread evenly over it; where they do not fit its context, half as many."""
-
-    @field_validator("urls")
-    @classmethod
-    def _http(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            if not url.startswith(("http://", "https://")) or "@" in url:
-                raise ValueError(f"{url!r} is no http(s) URL without a password in it")
-        return tuple(url.rstrip("/") for url in urls)
+    frames: PositiveInt | None = None
+    """Pictures of a clip that the model is shown, spread evenly over it, half as many each time they do not fit its context.
+    None: the whole cut, of which the server takes what it wants, or 16 with `sends: frames`."""
 
 
 class CaptionConfig(BaseModel):

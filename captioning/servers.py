@@ -182,7 +182,8 @@ def serve(config: CaptionConfig, engine: EngineConfig, say: Say) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes SIGTERM for itself
         signal.signal(number, lambda *_: ended.set())
     wanted = [(place, model) for place, model in models for _ in range(model.serve.replicas)]
-    _check_room([model for _, model in wanted])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    check_room([model for _, model in wanted], nodes)
     here = not (engine.address or os.environ.get("RAY_ADDRESS"))
     kind: Any = ray.remote(Holder)
     holders = []
@@ -215,15 +216,13 @@ def _startable(config: CaptionConfig) -> tuple[str, list[tuple[int, ModelConfig]
     return config.book, models
 
 
-def _check_room(models: Sequence[ModelConfig]) -> None:
-    """Raises ConfigError with the numbers where the servers do not fit the cluster side by side."""
-    import ray
+def check_room(models: Sequence[ModelConfig], nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises ConfigError with the numbers where these servers do not fit side by side on nodes with these resources."""
 
     @dataclass
     class Named:
         name: str
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     steps = [Step(Named(m.name), PoolConfig(cpus=m.serve.cpus, gpus=m.serve.gpus)) for m in models]  # type: ignore[arg-type]
     try:
         fit(steps, nodes, len(steps))

@@ -36,7 +36,7 @@ web.run_app(app, host=args.host, port=args.port, print=None)
 def make(folder: Path) -> dict[str, str]:
     """Write the package into a folder; the environment with which an interpreter finds it."""
     place = folder / "vllm" / "entrypoints" / "openai"
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     for package in (folder / "vllm", folder / "vllm" / "entrypoints", place):
         (package / "__init__.py").touch()
     (place / "api_server.py").write_text(SERVER)

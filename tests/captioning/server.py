@@ -4,6 +4,7 @@ python -m tests.captioning.server PORT LATENCY_S SLOTS      a well-behaved one i
 """
 
 import asyncio
+import io
 import json
 import sys
 import threading
@@ -74,9 +75,13 @@ class Asked:
 
     @property
     def frames(self) -> int:
-        """How many pictures are to be looked at."""
-        of_video = self.body.get("media_io_kwargs", {}).get("video", {}).get("num_frames")
-        return int(of_video or sum(part["type"] == "image_url" for part in self.parts))
+        """How many pictures it shows."""
+        import av
+
+        if self.parts[0]["type"] == "image_url":
+            return sum(part["type"] == "image_url" for part in self.parts)
+        with av.open(io.BytesIO(self.data), "r") as container:
+            return sum(1 for _ in container.decode(video=0))
 
 
 async def well(asked: Asked) -> web.Response:

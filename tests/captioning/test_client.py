@@ -1,6 +1,7 @@
 """The client against a real HTTP server that misbehaves, case by case."""
 
 import asyncio
+import io
 import logging
 import time
 from collections import Counter
@@ -8,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from aiohttp import web
 
@@ -15,7 +18,7 @@ from captioning import client as module
 from captioning.client import Client, Row, check, model_of
 from captioning.config import CaptionConfig, ModelConfig
 from captioning.limit import Limit
-from captioning.showing import Clip
+from captioning.showing import Clip, thinned
 from curation.errors import ConfigError, StageError
 from tests.captioning.server import Asked, CaptionServer, answer, completion, refusal, slow
 from tests.media_samples import make_video, moving
@@ -62,7 +65,7 @@ def test_each_clip_has_its_caption_and_what_it_cost() -> None:
     assert set(rows) == {clip.clip_id for clip in clips(40)}
     assert all(row["status"] == "ok" and row["caption"].startswith("A woman in a green coat") for row in rows.values())
     row = rows["clip0007"]
-    assert (row["model"], row["prompt"], row["requests"], row["frames_shown"]) == ("small", "caption-v1", 1, 32)
+    assert (row["model"], row["prompt"], row["requests"], row["frames_shown"]) == ("small", "caption-v1", 1, None)
     assert (row["input_tokens"], row["output_tokens"]) == (1000, 200) and row["latency_s"] > 0
     assert sorted(a.data for a in server.asked) == sorted(clip.read() for clip in clips(40))
 
@@ -73,11 +76,10 @@ def test_the_request_is_what_vllm_takes() -> None:
         ask(config(server), clips(1, "image"))
     video, image = (asked.body for asked in server.asked)
     assert video["messages"][0]["content"][0]["video_url"]["url"].startswith("data:video/mp4;base64,")
-    assert video["media_io_kwargs"] == {"video": {"num_frames": 32}} and video["max_tokens"] == 768
+    assert video["max_tokens"] == 768
     form = video["response_format"]["json_schema"]
     assert form["strict"] and set(form["schema"]["required"]) == set(form["schema"]["properties"])
     assert image["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/webp;base64,")
-    assert "media_io_kwargs" not in image
 
 
 def test_frames_are_sent_to_models_that_take_no_video(tmp_path: Path) -> None:
@@ -270,18 +272,39 @@ def test_the_other_server_takes_over() -> None:
     assert Counter(row["status"] for row in rows) == {"ok": 60}
 
 
-def test_a_context_overflow_shows_fewer_frames_and_says_so() -> None:
+@pytest.mark.parametrize("sends", ["video", "frames"])
+def test_a_context_overflow_shows_fewer_frames_and_says_so(tmp_path: Path, sends: str) -> None:
+    make_video(tmp_path / "clip.mp4", moving(128, 96, seed=1), 40, 20)
+    data = (tmp_path / "clip.mp4").read_bytes()
+    most = 9
+
     async def handler(asked: Asked) -> web.Response:
-        if asked.frames > (9 if asked.data != b"bytes of 2" else 0):
+        if asked.frames > most:
             return refusal(
-                400, "This model's maximum context length is 4096 tokens. However, your request has 9000 input tokens."
+                400,
+                "This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input tokens.",
             )
         return completion(answer())
 
     with CaptionServer(handler=handler) as server:
-        rows = by_id(ask(config(server), clips(3)))
-    assert [rows[f"clip000{n}"]["frames_shown"] for n in (0, 1)] == [8, 8]
-    assert rows["clip0000"]["status"] == "ok" and rows["clip0002"]["error_code"] == "caption_context"
+        settings = config(models=[{"name": "small", "urls": [server.url], "sends": sends}])
+        row = ask(settings, [Clip("c", "video", lambda: data)])[0]
+        most = 0
+        none = ask(settings, [Clip("c", "video", lambda: data)])[0]
+    assert (row["status"], row["frames_shown"], row["requests"]) == ("ok", 8, 3 if sends == "video" else 2)
+    assert none["error_code"] == "caption_context" and none["frames_shown"] == 1
+
+
+def test_a_thinned_clip_takes_as_long_as_the_whole(tmp_path: Path) -> None:
+    make_video(tmp_path / "clip.mp4", moving(128, 96, seed=1), 40, 20)
+    with av.open(io.BytesIO(thinned((tmp_path / "clip.mp4").read_bytes(), 8)), "r") as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="gray") for frame in container.decode(stream)]
+        assert len(frames) == 8 and float(stream.duration * stream.time_base) == pytest.approx(2.0)
+    with av.open(str(tmp_path / "clip.mp4"), "r") as container:
+        whole = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    nearest = [int(np.argmin([np.abs(few.astype(int) - one).mean() for one in whole])) for few in frames]
+    assert nearest == [2, 7, 12, 17, 22, 27, 32, 37]
 
 
 def test_a_clip_that_the_server_cannot_decode_is_one_row() -> None:

@@ -15,8 +15,9 @@ import psutil
 import pytest
 import yaml
 
+from captioning import servers
 from captioning.client import urls
-from captioning.config import CaptionConfig
+from captioning.config import CaptionConfig, ModelConfig
 from captioning.servers import addresses
 from curation.errors import ConfigError
 from tests.captioning import fake_vllm
@@ -27,6 +28,7 @@ REELSET = [sys.executable, "-m", "jobs.cli"]
 
 def settings(folder: Path, *models: dict[str, Any]) -> Path:
     """A config file; each model's server is the stand-in."""
+    folder.mkdir(exist_ok=True)
     own = {"python": fake_vllm.PYTHON, "env": fake_vllm.make(folder / "stand-in"), "gpus": 0, "cpus": 0.25}
     tree = {"book": str(folder / "book.json"), "models": [m | {"serve": own | m.get("serve", {})} for m in models]}
     file = folder / "captions.yaml"
@@ -70,8 +72,8 @@ def stopped() -> Iterator[list[Started]]:
     started: list[Started] = []
     yield started
     for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
+        one.process.kill()
+        one.process.wait()
 
 
 def well(url: str) -> bool:
@@ -126,28 +128,42 @@ def test_servers_die_with_a_driver_that_is_killed(tmp_path: Path, stopped: list[
         time.sleep(0.5)
 
 
-def said_by(config: Path) -> tuple[int, str]:
-    done = subprocess.run(
-        [*REELSET, "caption-servers", "--config", str(config)], capture_output=True, text=True, cwd=fake_vllm.ROOT, timeout=120
-    )
-    return done.returncode, done.stderr
+def held(tmp_path: Path, model: dict[str, Any]) -> servers.State:
+    """What becomes of a server that never comes up."""
+    config = CaptionConfig.model_validate(yaml.safe_load(settings(tmp_path, model).read_text())["caption"])
+    holder = servers.Holder(0, config.models[0], config, here=True)
+    holder.start()
+    holder.thread.join(60)
+    return holder.state()
 
 
-def test_a_server_that_never_comes_up_ends_with_its_last_words(tmp_path: Path) -> None:
-    code, said = said_by(settings(tmp_path, {"name": "tiny-broken", "path": "/models/broken"}))
-    assert code == 1 and "tiny-broken: did not come up in 3 starts" in said
-    assert "OSError: no file named config.json found in directory /models/broken" in said and not servers_of("tiny-broken")
+def test_a_server_that_never_comes_up_ends_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "MOST_WAIT_S", 0.1)
+    monkeypatch.setattr(servers, "LOOK_S", 0.1)
+    state = held(tmp_path, {"name": "tiny-broken", "path": "/models/broken"})
+    assert state.failed and state.failed.startswith("did not come up in 3 starts") and state.setting is None
+    assert "OSError: no file named config.json found in directory /models/broken" in state.failed
+    assert [line.split()[0] for line in state.said] == ["starting", "ended"] * 3 and not servers_of("tiny-broken")
 
 
-def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path) -> None:
-    code, said = said_by(settings(tmp_path, {"name": "a", "serve": {"python": "/usr/bin/true/python"}}))
-    assert code == 2 and "caption.models.0.serve.python: '/usr/bin/true/python' does not run" in said
-    (tmp_path / "large").mkdir()
-    code, said = said_by(settings(tmp_path / "large", {"name": "a", "serve": {"cpus": 4000}}))
-    assert code == 2 and "the caption servers do not fit: the plan needs 4000 CPU" in said
-    (tmp_path / "none").mkdir()
-    code, said = said_by(settings(tmp_path / "none", {"name": "a", "urls": ["http://127.0.0.1:9/v1"]}))
-    assert code == 2 and "there is nothing to start" in said
+def test_an_interpreter_without_vllm_is_named(tmp_path: Path) -> None:
+    state = held(tmp_path, {"name": "a", "serve": {"python": "/usr/bin/true/python"}})
+    assert state.setting == "caption.models.0.serve.python" and "'/usr/bin/true/python' does not run" in str(state.failed)
+    state = held(tmp_path / "none", {"name": "a", "serve": {"env": {}}})
+    assert state.setting == "caption.models.0.serve.python" and "has no vLLM: pip install vllm" in str(state.failed)
+
+
+def test_servers_must_fit_the_cluster() -> None:
+    model = ModelConfig.model_validate({"name": "a", "serve": {"gpus": 4}})
+    servers.check_room([model, model], [{"CPU": 8, "GPU": 8}])
+    with pytest.raises(ConfigError, match=r"the caption servers do not fit: the plan needs 2 CPU \+ 8 GPU at once"):
+        servers.check_room([model, model], [{"CPU": 8, "GPU": 4}])
+
+
+def test_a_config_without_servers_to_start_is_refused(tmp_path: Path) -> None:
+    config = settings(tmp_path, {"name": "a", "urls": ["http://127.0.0.1:9/v1"]})
+    done = subprocess.run([*REELSET, "caption-servers", "-c", str(config)], capture_output=True, text=True, cwd=fake_vllm.ROOT)
+    assert done.returncode == 2 and "there is nothing to start" in done.stderr
 
 
 @pytest.mark.parametrize("page", ["", "[]", '{"servers": [{"model": "a"}]}'])

@@ -90,9 +90,8 @@ class Holder:
         """Begin to hold the server, in a thread."""
         self.host = "127.0.0.1" if self.here else _node_address()
         self.port = _free_port(self.host)
-        folder = Path(tempfile.gettempdir()) / f"reelset-servers-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        self.log = folder / f"{self.model.name.replace('/', '--')}-{self.port}.log"
+        # A folder that nobody else may have made before.
+        self.log = Path(tempfile.mkdtemp(prefix="reelset-server-")) / f"{self.model.name.replace('/', '--')}-{self.port}.log"
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self._hold, daemon=True)
         self.thread.start()
@@ -175,6 +174,7 @@ def serve(config: CaptionConfig, engine: EngineConfig, say: Say) -> None:
     Raises ConfigError where a setting will not do, StageError where a server does not come up.
     """
     book, models = _startable(config)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # a server that feeds a GPU is no background work
     start_ray(engine)
     import ray
 

@@ -59,7 +59,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         models.append({"name": name, "share": share, "path": str(folder / name), "serve": serve})
     tree = {"book": str(folder / "book.json"), "models": models, "wait_s": 600}
     config = folder / "captions.yaml"
-    config.write_text(yaml.safe_dump({"caption": tree, "text": {"enabled": False}, "encode": {"preset": "ultrafast"}}))
+    config.write_text(yaml.safe_dump({"caption": tree, "encode": {"preset": "ultrafast"}}))
     command_ = Started(config)
     try:
         command_.wait(lambda: "all 2 servers are well" in command_.said(), 600)

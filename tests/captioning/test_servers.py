@@ -61,8 +61,8 @@ def servers_of(model: str) -> list[psutil.Process]:
     """Processes of the stand-in that serve a model."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or []
-        if "vllm.entrypoints.openai.api_server" in line and model in line and "captioning.keeper" not in line:
+        line = " ".join(process.info["cmdline"] or [])  # a server that gives itself a title has it in one piece
+        if "vllm.entrypoints.openai.api_server" in line and f"-name {model} " in line and "captioning.keeper" not in line:
             found.append(process)
     return found
 

@@ -9,7 +9,7 @@ says how well.
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ CLASSES = (
     "handheld",
 )
 """Movie Gen's sixteen. Sides are the camera's: in `pan_right` it turns right, and the picture's content moves left."""
-COLUMNS = ("camera", "camera_confidence")
+COLUMNS = ("camera", "camera_confidence", "camera_code")
 SHIPPED = Path(__file__).parent / "camera.npz"
 
 LEAST_PAIRS = 8
@@ -61,6 +61,9 @@ class CameraConfig(BaseModel):
     """False leaves `camera` and `camera_confidence` null."""
     least_s: float = Field(0.7, gt=0)
     """Shorter clips are not labelled."""
+
+    RESOURCES: ClassVar[frozenset[str]] = frozenset()
+    """Settings that say where the work runs, not what comes out."""
 
 
 class Unlabelled(Exception):
@@ -125,7 +128,7 @@ def features(pairs: Array, at: Array) -> Array:
     power = np.abs(np.fft.rfft(motion[:4] - motion[:4].mean(axis=1, keepdims=True), axis=1)) ** 2 / len(at) ** 2
     band = np.digitize(np.fft.rfftfreq(len(at), step), BANDS_HZ) - 1
     bands = np.stack([np.sqrt(power[:, band == i].sum(axis=1)) for i in range(len(BANDS_HZ) - 1)])
-    out += [direct, turns, _soft(bands).ravel(), [np.log(len(at) * step), np.log(step)]]
+    out += [direct, turns, _soft(bands).ravel(), np.log([len(at) * step, step])]
     return np.concatenate(out)
 
 

@@ -17,14 +17,14 @@ Array = NDArray[np.float64]
 
 TOGETHER = 32
 """Pairs reduced at once: numpy's calls then cost less than its sums."""
-ROUNDS = 8
-"""Rounds of iteratively reweighted least squares; the first half takes absolute values, which nothing far off can lead astray."""
+ROUNDS = 12
+"""Rounds of iteratively reweighted least squares; the first third weighs by absolute values, which heeds outliers little."""
 FLOW_ERROR_PX = 0.1
 """What DIS errs by on good texture, in small pixels: residuals below it say nothing."""
 NEAR_FRAC = 0.1
 """A block goes with the camera's motion where it is off by less than this share of it (and three times the flow's error)."""
 EXPLAINED = 0.35
-"""A displacement of which the change of brightness explains less than this share is shortened in proportion: flow made of noise."""
+"""A displacement of which the change of brightness explains less than this share is shortened in proportion: mere noise."""
 ZONES = 3
 """Rows and columns of zones whose mean departure is kept: a subject in the middle, near ground below."""
 
@@ -59,7 +59,10 @@ class CameraSeries:
         if not self.waiting:
             return
         seconds = np.array([s for s, _ in self.waiting])
-        vectors, textured, seen, explained = (np.stack(parts) for parts in zip(*(b for _, b in self.waiting), strict=True))
+        vectors = np.stack([b[0] for _, b in self.waiting])
+        textured = np.stack([b[1] for _, b in self.waiting])
+        seen = np.stack([b[2] for _, b in self.waiting])
+        explained = np.stack([b[3] for _, b in self.waiting])
         self.waiting.clear()
         pairs, rows, columns = textured.shape
         trusted = textured & ~_edges(textured)
@@ -83,12 +86,12 @@ def _edges(textured: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Where texture (P, rows, columns) begins behind flat rows or columns at an edge: a bar's border, which never moves."""
     out = np.zeros_like(textured)
     for axis in (1, 2):
-        filled = textured.any(axis=3 - axis)
+        filled: NDArray[np.bool_] = np.any(textured, axis=3 - axis)
         along = np.arange(filled.shape[1])
         first, last = filled.argmax(axis=1), filled.shape[1] - 1 - filled[:, ::-1].argmax(axis=1)
-        line = ((along == first[:, None]) & (first > 0)[:, None]) | (
-            (along == last[:, None]) & (last < filled.shape[1] - 1)[:, None]
-        )
+        begins = (along == first[:, None]) & (first[:, None] > 0)
+        ends = (along == last[:, None]) & (last[:, None] < filled.shape[1] - 1)
+        line = begins | ends
         out |= np.expand_dims(line, 3 - axis)
     return out
 
@@ -108,7 +111,7 @@ def reduce(xy: Array, flow: Array, trusted: NDArray[np.bool_], seen: NDArray[np.
     for turn in range(ROUNDS):
         fitted = _fit(linear, flow, weight)
         off = np.hypot(*np.moveaxis(flow - linear @ fitted, 2, 0))
-        if turn < ROUNDS // 2:
+        if turn < ROUNDS // 3:
             weight = trusted / np.maximum(off, floor)
         else:
             spread = 1.4826 * _median(off, trusted, count)[:, None] + floor
@@ -129,7 +132,7 @@ def reduce(xy: Array, flow: Array, trusted: NDArray[np.bool_], seen: NDArray[np.
     zones = [(rest[..., axis] * trusted) @ zone / blocks for axis in range(2)]
 
     def share(which: NDArray[np.bool_]) -> Array:
-        return np.asarray((which & trusted).sum(axis=1) / count)
+        return mean(which.astype(np.float64))
 
     def mean(values: Array) -> Array:
         return np.asarray((values * trusted).sum(axis=1) / count)

@@ -92,7 +92,8 @@ class Surface:
 
 @dataclass
 class Track:
-    """The camera at each of N times: place (N, 3), yaw, pitch and roll (N, 3) in radians, focal length (N,), image shift (N, 2)."""
+    """The camera at each of N times: place (N, 3), yaw, pitch and roll (N, 3) in radians, focal length (N,), picture's
+    shift (N, 2)."""
 
     place: Array
     angles: Array
@@ -115,13 +116,13 @@ class Clip:
 def drawn(label: str, seed: int) -> Clip:
     """A clip of a class with a size, a rate and a length as videos have them, at the rate the flow is measured at."""
     rng = np.random.default_rng((seed, 1))
-    short = int(rng.integers(54, 108))
+    short = int(rng.integers(54, 84))
     aspect = float(rng.choice([16 / 9, 16 / 9, 4 / 3, 1.0, 2.35]))
     width, height = round(short * aspect), short
     if rng.random() < 0.25:
         width, height = height, width
     rate = float(rng.choice([12.0, 12.5, 12.0, 15.0, 10.0, 8.0]))
-    seconds = float(rng.uniform(1.5, 5.0))
+    seconds = float(rng.uniform(2.0, 4.0))
     return Clip(label, seed, rate, max(10, round(seconds * rate)) + 1, width, height)
 
 
@@ -166,7 +167,7 @@ def track(clip: Clip, rng: np.random.Generator, flat: bool) -> Track:
     middle = done - 0.5
     speed = 0.0  # in the picture
     if kind in ("pan", "tilt"):
-        speed = _log(rng, 0.05, 1.3)
+        speed = _log(rng, 0.08, 1.3)
         angle = min(speed * seconds / focal0, 1.2 if kind == "pan" else 0.8)
         speed = angle * focal0 / seconds
         if flat:
@@ -174,20 +175,20 @@ def track(clip: Clip, rng: np.random.Generator, flat: bool) -> Track:
         else:
             angles[:, 0 if kind == "pan" else 1] = sign * angle * middle
     elif kind in ("truck", "pedestal"):
-        speed = _log(rng, 0.09, 1.0)
+        speed = _log(rng, 0.16, 1.0)
         way_long = min(speed * seconds, 2.5 if kind == "truck" else 0.9) / focal0
         speed = way_long * focal0 / seconds
         place[:, 0 if kind == "truck" else 1] = sign * way_long * middle
     elif kind == "zoom":
-        total = np.clip(_log(rng, 0.03, 0.5) * seconds, 0.04, 1.1)
+        total = np.clip(_log(rng, 0.05, 0.5) * seconds, 0.1, 1.1)
         speed = total / seconds * 0.4
         focal = focal0 * np.exp(sign * total * middle)
     elif kind in ("push", "pull"):
-        total = np.clip(_log(rng, 0.05, 0.5) * seconds, 0.1, 0.65)
+        total = np.clip(_log(rng, 0.09, 0.5) * seconds, 0.18, 0.65)
         speed = total / seconds * 0.4
         place[:, 2] = sign * total * (done if sign > 0 else done - 1)
     elif kind == "arc":
-        angle = np.clip(_log(rng, 0.1, 0.9) * seconds / focal0, 0.12, 1.6)
+        angle = np.clip(_log(rng, 0.16, 0.9) * seconds / focal0, 0.2, 1.6)
         speed = angle * focal0 / seconds
         turned = rng.choice([-1, 1]) * angle * middle + rng.normal(0, 0.2)
         distance = 1 + rng.normal(0, 0.06) * middle
@@ -196,14 +197,14 @@ def track(clip: Clip, rng: np.random.Generator, flat: bool) -> Track:
         place[:, 1] = -np.sin(above) * distance
         angles[:, 0], angles[:, 1] = -turned, above
     elif kind == "tracking":
-        speed = _log(rng, 0.18, 1.1)
+        speed = _log(rng, 0.24, 1.1)
         heading = rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2], p=[0.3, 0.3, 0.2, 0.2]) + rng.normal(0, 0.12)
         way_long = min(speed * seconds, 4.0) / focal0
         angles[:, 1] = rng.uniform(0, 0.15)
         speed = way_long * focal0 / seconds
         place[:, 0], place[:, 2] = way_long * np.cos(heading) * middle, way_long * np.sin(heading) * middle
     if kind == "handheld":
-        _hand(rng, clip, _log(rng, 0.025, 0.6), focal0, place, angles)
+        _hand(rng, clip, _log(rng, 0.035, 0.6), focal0, place, angles)
         drift = rng.normal(0, 0.012, 2) / focal0 * seconds
         angles[:, :2] += times[:, None] * drift
     elif kind == "static":
@@ -211,10 +212,10 @@ def track(clip: Clip, rng: np.random.Generator, flat: bool) -> Track:
             _hand(rng, clip, _log(rng, 0.001, 0.006), focal0, place, angles)
     elif rng.random() < 0.5:
         # Who zooms or walks by hand shakes faster than the picture grows.
-        tremor = _log(rng, 0.005, 4 * speed) if kind in ("zoom", "push", "pull") else speed * rng.uniform(0.02, 0.4)
+        tremor = _log(rng, 0.005, 2.5 * speed) if kind in ("zoom", "push", "pull") else speed * rng.uniform(0.02, 0.35)
         _hand(rng, clip, min(0.15, tremor), focal0, place, angles)
         if rng.random() < 0.5:
-            angles[:, :2] += times[:, None] * rng.normal(0, 0.06, 2) * speed * seconds / focal0
+            angles[:, :2] += times[:, None] * rng.normal(0, 0.03, 2) * speed * seconds / focal0
     return Track(place, angles, focal, shift)
 
 
@@ -247,14 +248,16 @@ LYING = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
 SIDE = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
 
 
-def _place(clip: Clip, rng: np.random.Generator, tiles: list[Plane], focal: float, flat: bool) -> tuple[list[Surface], list[Surface]]:
+def _place(
+    clip: Clip, rng: np.random.Generator, tiles: list[Plane], focal: float, flat: bool
+) -> tuple[list[Surface], list[Surface]]:
     """The planes and the cards of a place."""
     short = min(clip.width, clip.height) * SUPERSAMPLE
 
     def tile() -> Plane:
         chosen = tiles[rng.integers(len(tiles))].astype(np.float32)
-        contrast = rng.uniform(0.4, 1.6) if rng.random() < 0.85 else rng.uniform(0.05, 0.4)
-        return np.clip((chosen - 128) * contrast + rng.uniform(50, 205), 0, 255).astype(np.uint8)
+        contrast = rng.uniform(0.4, 1.6) if rng.random() < 0.9 else rng.uniform(0.1, 0.4)
+        return np.asarray(np.clip((chosen - 128) * contrast + rng.uniform(50, 205), 0, 255), np.uint8)
 
     def texel(depth: float) -> float:
         return depth / (focal * short) * _log(rng, 0.8, 2.2)
@@ -279,7 +282,7 @@ def _place(clip: Clip, rng: np.random.Generator, tiles: list[Plane], focal: floa
         planes += [plane([side * wall, 0, 1], SIDE, 1.0) for side in (-1, 1) if rng.random() < 0.3]
         if rng.random() < 0.12:  # sky
             planes[0].tile = np.full_like(planes[0].tile, int(rng.uniform(120, 250)))
-        if rng.random() < 0.1:  # water
+        if rng.random() < (0.2 if clip.label == "static" else 0.05):  # water
             planes[-1].others, planes[-1].rate_hz = (tile(), tile(), tile()), _log(rng, 0.5, 4)
     reach = 0.5 / focal
     cards = []
@@ -298,7 +301,8 @@ def _place(clip: Clip, rng: np.random.Generator, tiles: list[Plane], focal: floa
             life = np.array([_log(rng, 0.005, 0.06), _log(rng, 0.005, 0.05), _log(rng, 0.7, 3), rng.uniform(0, 0.1)])
             spot = np.array([0, 0, 1.0]) + rng.normal(0, 0.16, 3) * (size, size, 0.01)
             cards.append(card(spot, size * rng.uniform(0.6, 1.1), follows=True, sway=life))
-    for _ in range(int(rng.choice([0, 1, 2, 4], p=[0.35, 0.25, 0.25, 0.15]))):
+    movers = rng.integers(0, 7) if clip.label == "static" else rng.choice([0, 1, 2, 3], p=[0.4, 0.3, 0.2, 0.1])
+    for _ in range(int(movers)):
         depth = _log(rng, 0.6, 2.0)
         largest = 4.0 if clip.label in ("static", "handheld") else 1.2
         pace = rng.normal(0, 0.5, 3) * (1, 0.2, 0.3) * reach * (rng.random() < 0.5)
@@ -321,29 +325,37 @@ def render(clip: Clip, tiles: list[Plane]) -> Iterator[Plane]:
     import cv2
 
     rng = np.random.default_rng((clip.seed, 2))
-    flat = clip.label in LENS and rng.random() < 0.12
+    flat = clip.label in LENS and rng.random() < 0.08
     way = track(clip, rng, flat)
     planes, cards = _place(clip, rng, tiles, float(np.median(way.focal)), flat)
     size = (clip.width * SUPERSAMPLE, clip.height * SUPERSAMPLE)
     short = min(size)
-    pixels = np.stack(np.meshgrid(np.arange(size[0]), np.arange(size[1])), axis=0).astype(np.float32)
+    across, down = (np.arange(side, dtype=np.float32) for side in size)
     film = _Film(clip, rng)
     for i in range(clip.count):
         time_s = i / clip.rate_hz
         f = way.focal[i] * short
-        lens_3 = np.array([[f, 0, size[0] / 2 + way.shift[i, 0] * short], [0, f, size[1] / 2 + way.shift[i, 1] * short], [0, 0, 1]])
+        lens_3 = np.array(
+            [[f, 0, size[0] / 2 + way.shift[i, 0] * short], [0, f, size[1] / 2 + way.shift[i, 1] * short], [0, 0, 1]]
+        )
         view = lens_3 @ _rotation(*way.angles[i])
         canvas = np.zeros(size[::-1], np.uint8)
-        nearest = np.full(size[::-1], 1e-3, np.float32)  # inverse depth
+        nearest = np.full(size[::-1], 1e-3, np.float32)
         for surface in planes:
             shown = view @ surface.homography(time_s, way.place[i])
             if abs(np.linalg.det(shown)) < 1e-12:
                 continue
             back = np.linalg.inv(shown)
-            depth = back[2, 0] * pixels[0] + back[2, 1] * pixels[1] + back[2, 2]
+            depth = (back[2, 0] * across)[None] + (back[2, 1] * down + back[2, 2])[:, None]  # inverse depth
             wins = (depth > nearest) & (depth < 1 / NEAR)
             if wins.any():
-                picture = cv2.warpPerspective(surface.picture(time_s), back, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_WRAP)
+                picture = cv2.warpPerspective(
+                    surface.picture(time_s),
+                    back,
+                    size,
+                    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                    borderMode=cv2.BORDER_WRAP,
+                )
                 np.copyto(canvas, picture, where=wins)
                 np.copyto(nearest, depth, where=wins)
         placed = sorted(((view @ c.homography(time_s, way.place[i]), c) for c in cards), key=lambda p: -_depth(p[0]))
@@ -413,11 +425,13 @@ class _Film:
         down, across = self.bars
         seen[:down] = seen[seen.shape[0] - down :] = 16
         seen[:, :across] = seen[:, seen.shape[1] - across :] = 16
-        out = np.clip(seen, 0, 255).astype(np.uint8)
+        out: Plane = np.clip(seen, 0, 255).astype(np.uint8)
         if self.hold and self.before is not None:
             small = ((out.shape[1] + 3) // 4, (out.shape[0] + 3) // 4)
             change = cv2.resize(cv2.absdiff(out, self.before).astype(np.float32), small, interpolation=cv2.INTER_AREA)
-            still = cv2.resize((change < self.hold).astype(np.uint8), (out.shape[1], out.shape[0]), interpolation=cv2.INTER_NEAREST)
+            still = cv2.resize(
+                (change < self.hold).astype(np.uint8), (out.shape[1], out.shape[0]), interpolation=cv2.INTER_NEAREST
+            )
             out = np.where(still > 0, self.before, out)
         self.before = out
         return out

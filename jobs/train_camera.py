@@ -38,7 +38,7 @@ HELD_OUT = 1 << 40
 ASIDE = 0.12
 """Share of the training clips that only set the temperature."""
 NETWORKS = 3
-HIDDEN = (96, 48)
+HIDDEN = (72, 40)
 MIRRORED = ("pair_u", "pair_v_x", "pair_u_xx", "pair_u_yy", "pair_v_xy")
 """What changes its sign in a mirror, beside the zones' u."""
 SIDEWAYS = np.array([-1.0 if name in MIRRORED or "zone_u" in name else 1.0 for name in CAMERA_PAIRS])
@@ -95,6 +95,14 @@ def variants(made: Example) -> Iterable[Example]:
             yield name, numbers, times
 
 
+def _part(made: Example, rng: np.random.Generator) -> Example:
+    """A stretch of a clip, 60 to 100 % of it."""
+    label, pairs, at = made
+    length = int(rng.integers(max(camera.LEAST_PAIRS, len(at) * 6 // 10), len(at) + 1))
+    start = int(rng.integers(len(at) - length + 1))
+    return label, pairs[start : start + length], at[start : start + length]
+
+
 def table(made: Sequence[Example]) -> tuple[Array, NDArray[np.int64]]:
     """Features (N, F) and classes (N,)."""
     return np.stack([features(p, t) for _, p, t in made]), np.array([CLASSES.index(name) for name, _, _ in made])
@@ -107,7 +115,8 @@ def train(made: Sequence[Example], seed: int, epochs: int) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(made))
     aside = max(1, round(len(made) * ASIDE))
-    x, y = table([v for i in order[aside:] for v in variants(made[i])])
+    whole = [v for i in order[aside:] for v in variants(made[i])]
+    x, y = table([*whole, *(_part(v, rng) for v in whole)])
     shift, scale = x.mean(axis=0), x.std(axis=0) + 1e-3
     inputs = torch.tensor(np.clip((x - shift) / scale, -5, 5), dtype=torch.float32)
     truth = torch.tensor(y)
@@ -117,7 +126,7 @@ def train(made: Sequence[Example], seed: int, epochs: int) -> dict[str, Array]:
         sizes = (x.shape[1], *HIDDEN, len(CLASSES))
         layers = [torch.nn.Linear(a, b) for a, b in pairwise(sizes)]
         model = torch.nn.Sequential(
-            torch.nn.Dropout(0.1), layers[0], torch.nn.ReLU(), torch.nn.Dropout(0.2), layers[1], torch.nn.ReLU(), layers[2]
+            torch.nn.Dropout(0.2), layers[0], torch.nn.ReLU(), torch.nn.Dropout(0.3), layers[1], torch.nn.ReLU(), layers[2]
         )
         optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.02)
         batches = max(1, len(inputs) // 256)
@@ -169,7 +178,8 @@ def figures(classifier: Classifier, made: Sequence[Example]) -> str:
     lines += ["", f"expected calibration error {error:.3f}", "", "| threshold | labelled | right of these |", "|---|---|---|"]
     for threshold in (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95):
         kept = sure >= threshold
-        lines.append(f"| {threshold:.2f} | {kept.mean():.3f} | {right[kept].mean():.3f} |")
+        if kept.any():
+            lines.append(f"| {threshold:.2f} | {kept.mean():.3f} | {right[kept].mean():.3f} |")
     return "\n".join(lines)
 
 
@@ -177,9 +187,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
-    parser.add_argument("--clips", type=int, default=8000, help="made clips to train on")
-    parser.add_argument("--held-out", type=int, default=1600, help="made clips to test on")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--clips", type=int, default=4400, help="made clips to train on")
+    parser.add_argument("--held-out", type=int, default=960, help="made clips to test on")
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     given = parser.parse_args()

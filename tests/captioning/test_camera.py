@@ -163,7 +163,7 @@ def test_mirrored_and_backward_numbers_are_those_of_such_pictures() -> None:
 def test_the_script_makes_a_file_that_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     out = tmp_path / "small.npz"
     monkeypatch.setattr(train_camera, "TILES", 6)
-    given = ["x", "--out", str(out), "--clips", "36", "--held-out", "16", "--epochs", "2", "--workers", "1"]
+    given = ["x", "--out", str(out), "--clips", "19", "--held-out", "16", "--epochs", "2", "--workers", "1"]
     monkeypatch.setattr("sys.argv", given)
     train_camera.main()
     assert "held-out clips" in capsys.readouterr().out

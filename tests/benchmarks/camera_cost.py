@@ -17,7 +17,7 @@ from filters.camera_series import CameraSeries
 from filters.measure import MeasureConfig, Measured, measure
 from tests.benchmarks.cost import bare_decode
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 def analysed(path: Path) -> Measured:

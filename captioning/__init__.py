@@ -1,1 +1,1 @@
-"""Captions and camera-motion labels. Nothing is here yet: a run without them is complete and says so."""
+"""Camera-motion labels over the kept series. Captions are not here yet: a run without them is complete and says so."""

@@ -3,27 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from captioning.camera import CLASSES
 from captioning.config import CaptionConfig
 
-CAMERA = {
-    "zoom_in": "zoom in",
-    "zoom_out": "zoom out",
-    "push_in": "push in",
-    "pull_out": "pull out",
-    "pan_left": "pan left",
-    "pan_right": "pan right",
-    "truck_left": "truck left",
-    "truck_right": "truck right",
-    "tilt_up": "tilt up",
-    "tilt_down": "tilt down",
-    "pedestal_up": "pedestal up",
-    "pedestal_down": "pedestal down",
+CAMERA = {name: name.replace("_", " ") for name in CLASSES} | {
     "arc": "arc shot",
     "tracking": "tracking shot",
     "static": "static shot",
     "handheld": "handheld shot",
 }
-"""The paper's sixteen names of camera motion."""
+"""The paper's names of camera motion."""
 
 
 def training_text(caption: str, clip: Mapping[str, Any], fps: float | None, config: CaptionConfig) -> str:

@@ -71,6 +71,20 @@ CLIP_SCORES: tuple[str, ...] = (
     "camera_confidence",
 )
 
+CAMERA_PAIRS: tuple[str, ...] = (
+    "pair_trusted_frac",
+    "pair_changed_frac",
+    *(f"pair_{axis}{term}" for axis in "uv" for term in ("", "_x", "_y")),
+    *(f"pair_{axis}{term}" for axis in "uv" for term in ("_xx", "_xy", "_yy")),
+    "pair_inlier_frac",
+    "pair_rest_along",
+    "pair_rest_across",
+    "pair_ahead",
+    "pair_still_frac",
+    *(f"pair_zone_{axis}_{row}{column}" for axis in "uv" for row in range(3) for column in range(3)),
+)
+"""What `filters/camera_series.py` keeps of a pair of frames beside its later frame, `pair_frame`."""
+
 CLIPS = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -91,6 +105,7 @@ CLIPS = pa.schema(
         ("error_message", pa.string()),
         *((name, pa.float64()) for name in CLIP_SCORES),
         ("camera", pa.string()),
+        ("camera_code", pa.string()),
     ]
 )
 """One row a span of one source; half-open [start_frame, end_frame) in decoded display order."""
@@ -115,6 +130,9 @@ SERIES = pa.schema(
         ("shot_probability", pa.list_(pa.float32())),
         # one a quarter of a second: which of 24 x 24 cells differ from a quarter of a second before, a bit each
         ("change_map", pa.list_(pa.binary())),
+        # one value a pair of frames whose flow is measured; `pair_frame` is the later one
+        ("pair_frame", pa.list_(pa.int32())),
+        *((name, pa.list_(pa.float32())) for name in CAMERA_PAIRS),
         # one value a sampled frame; `sample_frame` says which
         ("sample_frame", pa.list_(pa.int32())),
         ("border_top", pa.list_(pa.int32())),

@@ -140,6 +140,7 @@ def _clip(row: dict[str, Any], span: Span, edges: tuple[float, float]) -> dict[s
         "error_message": None,
         **dict.fromkeys(CLIP_SCORES),
         "camera": None,
+        "camera_code": None,
     }
 
 

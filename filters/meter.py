@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from curation import media
 from filters import border, motion, shots
+from filters.camera_series import CameraSeries
 from filters.frames import FramesConfig, Spill, kept_size
 from filters.planes import Plane, Small, factor, planes, small
 from filters.quality import Quality, quality
@@ -65,18 +66,23 @@ class Meter:
         self.columns = {name: array("d") for name in PER_FRAME}
         self.spill = Spill(self.spill_file, self.frames.quality)
         self.hsv: Plane | None = None
+        self.by = 1
         self.luma = motion.LumaMotion()
         self.change = motion.Change(self.fps)
         self.flow = motion.Flow(self.fps, 1, 1)
+        self.camera = self._camera(1, 1)
         self.pictures = shots.Pictures(self.fps)
-        self.by = 1
         self.waiting: list[Small] = []
+
+    def _camera(self, width: int, height: int) -> CameraSeries:
+        return CameraSeries(width, height, self.by, self.row["rotation"] or 0, self.row["pixel_aspect"] or 1.0)
 
     def push(self, frame: "av.VideoFrame", time_s: float) -> None:
         """Measure the next frame."""
         if not self.times:
             self.shape, self.by = (frame.height, frame.width), factor(frame.width, frame.height)
             self.flow = motion.Flow(self.fps, frame.width, frame.height)
+            self.camera = self._camera(frame.width, frame.height)
         elif (frame.height, frame.width) != self.shape:
             frame = frame.reformat(width=self.shape[1], height=self.shape[0])
         y, u, v = planes(frame)
@@ -108,6 +114,8 @@ class Meter:
             moved = self.flow.push(reduced.y, reduced.scale)
             if index == 0:
                 moved = (0.0, 0.0, 0.0)
+            elif moved is not None and self.flow.blocks is not None:
+                self.camera.push(index, self.times[index] - self.times[index - self.flow.gap], self.flow.blocks)
             if moved is not None:
                 # One value for all frames of the pair: they moved that much each.
                 for name, value in zip(FLOW, moved, strict=True):
@@ -128,6 +136,7 @@ class Meter:
             # The frames after the last pair of flow moved like those of the pair.
             out[name] = np.pad(np.array(values, np.float32), (0, count - len(values)), mode="edge")
         out["change_map"] = self.change.maps
+        out |= self.camera.finish()
         out |= self.pictures.finish()
         out["shot_probability"] = self.network.finish() if self.network is not None else None
         return out | sampled_series(self.sampled)

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from captioning.camera import Camera
 from curation import attempts, storage
 from curation.engine import EngineConfig, Item, Step
 from curation.errors import SourceError
@@ -28,6 +29,8 @@ def stages(config: Config) -> list[Stage]:
     measure = MeasureConfig(shots=config.shots, clips=config.clips, frames=config.frames, seed=config.seed)
     wanted = Wanted(config.subsets, config.score_all)
     path: list[Stage] = [Probe(config.limits, Stops(config.subsets), config.score_all), Measure(config.limits, measure)]
+    if config.camera.enabled:  # reads the series alone: of every clip, for next to nothing
+        path.append(Camera(config.camera))
     if config.faces.enabled:  # first of the scorers: on the CPU it shares an actor with the decode
         path.append(Faces(config.faces, wanted))
     if config.text.enabled:

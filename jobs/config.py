@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bucketing.cut import EncodeConfig
 from bucketing.plan import ShardConfig
+from captioning.camera import CameraConfig
 from captioning.config import CaptionConfig
 from curation.clips import ClipConfig
 from curation.clusters import ClusterConfig
@@ -44,6 +45,7 @@ class Config(BaseModel):
     shots: ShotConfig = ShotConfig()
     clips: ClipConfig = ClipConfig()
     frames: FramesConfig = FramesConfig()
+    camera: CameraConfig = CameraConfig()
     faces: FacesConfig = FacesConfig()
     text: TextConfig = TextConfig()
     aesthetic: AestheticConfig = AestheticConfig()
@@ -72,7 +74,7 @@ class Config(BaseModel):
         subsets = {s["name"]: s for s in tree["subsets"]}
         gates = {} if self.score_all else {n: {k: s[k] for k in RULE_LISTS} for n, s in subsets.items()}
         measured = {k: tree[k] for k in ("seed", "score_all", "shots", "clips", "frames")}
-        for scorer in (self.faces, self.text, self.aesthetic):
+        for scorer in (self.camera, self.faces, self.text, self.aesthetic):
             measured[scorer.__class__.__name__.removesuffix("Config").lower()] = scorer.model_dump(
                 mode="json", exclude=set(scorer.RESOURCES)
             )

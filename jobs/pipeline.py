@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bucketing import cut
-from captioning import client
+from captioning import camera, client
 from curation import embedding, engine, lock, rules, run_folder, sources, storage
 from curation.errors import ConfigError
 from filters import aesthetic, faces, text
@@ -165,7 +165,7 @@ def check(config: Config) -> None:
 
 def unconfigured(config: Config) -> dict[str, str]:
     """Clip columns that this config leaves null, and what to set to have them."""
-    off = dict.fromkeys(("camera", "camera_confidence"), "nothing measures it yet")
+    off = {} if config.camera.enabled else dict.fromkeys(camera.COLUMNS, "camera.enabled")
     if not config.faces.enabled:
         off |= dict.fromkeys(faces.COLUMNS, "faces.enabled")
     if not config.text.enabled:

@@ -37,6 +37,8 @@ SMALL_S = 60.0
 TOGETHER = 2
 """Broken connections after which a clip is asked alone: whoever else was at the server lost theirs too."""
 LOOK_S = 0.25
+FIND_S = 5.0
+"""Pause between two looks for servers where none is known."""
 MOST_WAIT_S = 30.0
 """Longest pause before a request is sent again."""
 SAME_REFUSAL = 20
@@ -98,6 +100,7 @@ class Line:
         self.prompt = answers.prompt(config.prompt)
         self.asked_for = {"type": "json_schema", "json_schema": {"name": "caption", "strict": True, "schema": answers.schema()}}
         self.servers: list[Server] = []
+        self.looked_at = 0.0
         self.find_servers()
         self.answered_at = 0.0
         self.refused = 0
@@ -110,8 +113,11 @@ class Line:
         """Get to know the servers that the config or the book names, and that are not known yet."""
         import openai
 
-        known = {server.url for server in self.servers}
-        for url in urls(self.config, self.model):
+        self.looked_at = time.monotonic()
+        known, named = {server.url for server in self.servers}, []
+        with suppress(ConfigError):  # the book is away while servers start anew
+            named = [*urls(self.config, self.model)]
+        for url in named:
             if url not in known:
                 api = openai.AsyncOpenAI(
                     base_url=url,
@@ -183,11 +189,15 @@ class Line:
         try:
             first = await asyncio.wait_for(self.finished.get(), LOOK_S)
         except TimeoutError:
-            away_s = time.monotonic() - self.answered_at
+            now = time.monotonic()
+            if not self.servers and now - self.looked_at > FIND_S:
+                self.find_servers()
+            away_s = now - self.answered_at
             if away_s > max(self.config.wait_s, self.config.timeout_s + SMALL_S):
                 raise StageError(
                     "servers_down",
-                    f"{self.model.name}: no answer for {away_s:.0f} s from {', '.join(s.url for s in self.servers)}; "
+                    f"{self.model.name}: no answer for {away_s:.0f} s from "
+                    f"{', '.join(server.url for server in self.servers) or 'any server'}; "
                     f"caption.wait_s is {self.config.wait_s:g} s. What is done stays: start the servers and run again",
                 ) from None
             return []
@@ -335,8 +345,7 @@ class Line:
                 server.away = False
                 return
             await asyncio.sleep(random.uniform(0.2, min(5.0, 0.5 * 2.0**times)))
-            with suppress(ConfigError):  # the book is away while servers start anew
-                self.find_servers()
+            self.find_servers()
 
     async def _well(self, server: Server) -> bool:
         """Whether the server answers a small question."""

@@ -272,7 +272,7 @@ def _clip_story(
     span = f"{number(clip['start_s'])} to {number(clip['end_s'])} s, frames {clip['start_frame']} to {clip['end_frame']}"
     facts = {"path": clip["path"], "span": span, "size": f"{clip['width']} x {clip['height']}", "fps": number(clip["fps"])}
     facts |= {"frames": clip["frames"], "status": clip["status"], "kept frames": frames}
-    scores = {k: clip[k] for k in (*CLIP_SCORES, "camera")}
+    scores = {k: clip[k] for k in (*CLIP_SCORES, "camera", "camera_code")}
     return [
         facts_table(f"clip {clip['clip_id']}", facts),
         *_errors(clip),

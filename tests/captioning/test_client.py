@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import logging
 import time
 from collections import Counter
@@ -225,6 +226,24 @@ def test_a_dead_server_that_comes_back_costs_nothing() -> None:
 async def _collect(asking: Any, rows: list[Row]) -> None:
     async for row in asking:
         rows.append(row)
+
+
+def test_a_book_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIND_S", 0.1)
+    book = tmp_path / "book.json"
+
+    async def run(server: CaptionServer) -> list[Row]:
+        client, rows = Client(config(models=[{"name": "small"}], book=str(book))), []
+        task = asyncio.create_task(_collect(client.rows(clips(5)), rows))
+        await asyncio.sleep(0.5)
+        assert not rows
+        book.write_text(json.dumps({"servers": [{"model": "small", "url": server.url}]}))
+        await asyncio.wait_for(task, 10)
+        await client.close()
+        return rows
+
+    with CaptionServer() as server:
+        assert Counter(row["status"] for row in asyncio.run(run(server))) == {"ok": 5}
 
 
 def test_a_server_that_dies_in_the_middle_loses_no_clip_and_asks_none_twice_that_was_answered() -> None:

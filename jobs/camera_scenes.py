@@ -122,7 +122,7 @@ def drawn(label: str, seed: int) -> Clip:
     if rng.random() < 0.25:
         width, height = height, width
     rate = float(rng.choice([12.0, 12.5, 12.0, 15.0, 10.0, 8.0]))
-    seconds = float(rng.uniform(3.5, 6.0))
+    seconds = float(rng.uniform(2.0, 4.0))
     return Clip(label, seed, rate, max(10, round(seconds * rate)) + 1, width, height)
 
 
@@ -184,7 +184,7 @@ def track(clip: Clip, rng: np.random.Generator, flat: bool) -> Track:
         speed = total / seconds * 0.4
         focal = focal0 * np.exp(sign * total * middle)
     elif kind in ("push", "pull"):
-        total = np.clip(_log(rng, 0.12, 0.5) * seconds, 0.3, 0.75)
+        total = np.clip(_log(rng, 0.09, 0.5) * seconds, 0.18, 0.65)
         speed = total / seconds * 0.4
         place[:, 2] = sign * total * (done if sign > 0 else done - 1)
     elif kind == "arc":

@@ -33,7 +33,7 @@ Example = tuple[str, Array, Array]
 MIX = (*CLASSES, "static", "static", "tracking")
 """What is trained on, in turn: more of the classes that differ most within themselves."""
 TILES = 128
-HELD_OUT = 1 << 41
+HELD_OUT = 1 << 40
 """Seeds of the held-out clips and of their textures begin here."""
 ASIDE = 0.12
 """Share of the training clips that only set the temperature."""

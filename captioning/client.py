@@ -254,7 +254,6 @@ class Line:
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": self.prompt}]}],
             "temperature": ask.temperature,
             "max_tokens": self.config.max_tokens,
-            "seed": _number(ask.clip.clip_id) >> 29,
             "response_format": self.asked_for,
         }
 

@@ -86,7 +86,7 @@ class Asked:
 
 async def well(asked: Asked) -> web.Response:
     """Answers as one should."""
-    return completion(answer(str(asked.body["seed"])))
+    return completion(answer(str(asked.number)))
 
 
 class CaptionServer:

@@ -69,6 +69,7 @@ lint: $(VENV)/.dev ## Ruff and mypy
 bench: $(VENV)/.dev ## Cost of measuring and of whole jobs, each figure beside its target (REELSET_VIDEOS=folder; BENCH=--long)
 	$(BIN)/python -m tests.benchmarks.bench $(BENCH)
 	$(BIN)/python -m tests.benchmarks.time_profile
+	$(BIN)/python -m tests.benchmarks.captions
 
 clean: ## Remove the virtual environment and the demo
 	rm -rf $(VENV) demo

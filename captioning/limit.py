@@ -54,7 +54,7 @@ class Limit:
             self.hold -= 1
         elif self.before and rate / self.rate - 1 < WORTH * (self.now / self.before - 1):
             # A little more than was enough: what is on its way to the server keeps none of its places busy.
-            self.now, self.before, self.hold, self.step = self.before * STEP, 0.0, HOLD, STEP
+            self.now, self.before, self.hold, self.step = min(self.most, self.before * STEP), 0.0, HOLD, STEP
         elif self.now < self.most:
             self.before, self.rate = self.now, rate
             self.now = min(self.most, max(self.now + 1, self.now * self.step))

@@ -393,6 +393,14 @@ def test_the_limit_finds_what_a_server_bears(slots: int) -> None:
     assert 0.6 * slots <= limit <= 2.5 * slots
 
 
+def test_limit_stays_in_its_bounds() -> None:
+    limit, at = Limit(20), 0.0
+    for _ in range(5000):  # each answer comes at the same rate, whatever is asked at once
+        at += 0.01
+        limit.answer(at, int(limit.now))
+        assert 1 <= limit.now <= 20
+
+
 def test_limit_is_cut_once_for_requests_that_met_the_same_crowd() -> None:
     limit = Limit(100, now=50)
     for _ in range(30):

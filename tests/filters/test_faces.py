@@ -343,8 +343,8 @@ def test_rules_over_faces_need_the_stage() -> None:
     rules.check(people, unconfigured(on))
     with pytest.raises(ConfigError, match=r"face_count_max >= 1.*faces\.enabled"):
         rules.check(people, unconfigured(off))
-    assert [s.name for s in stages(on)] == ["probe", "measure", "faces", "text"]
-    assert [s.name for s in stages(off)] == ["probe", "measure", "text"]
+    assert [s.name for s in stages(on)] == ["probe", "measure", "camera", "faces", "text"]
+    assert [s.name for s in stages(off)] == ["probe", "measure", "camera", "text"]
 
 
 def test_a_run_measures_images_and_keeps_those_with_faces(tmp_path: Path) -> None:

@@ -99,8 +99,8 @@ def test_every_sample_has_a_bound_caption(
         assert row["shown_sha256"] == story["sample"]["sha256"] and row["shown_key"] == f"{clip_id}-256"
         assert (row["start_frame"], row["end_frame"]) == (story["clip"]["start_frame"], story["clip"]["end_frame"])
         text = samples[f"{clip_id}.txt"].decode()
-        rate = "" if story["clip"]["kind"] == "image" else f"FPS-{round(story['sample']['fps'])} "
-        assert text == rate + row["caption"] and story["caption"]["subjects"] == row["subjects"] == ["a woman"]
+        assert text == training_text(row["caption"], story["clip"], story["sample"]["fps"], config.caption)
+        assert text.endswith(row["caption"]) and story["caption"]["subjects"] == row["subjects"] == ["a woman"]
     shown = [asked.data for server in servers for asked in server.asked]
     assert sorted(shown) == sorted(data for name, data in samples.items() if name.endswith((".mp4", ".webp")))
     assert not (run / "cuts").exists()

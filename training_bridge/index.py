@@ -1,7 +1,6 @@
 """What a folder of shards holds: one entry a sample, from the shards' own indexes, without opening a tar."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +105,7 @@ def _samples(table: pa.Table, number: int) -> pa.Table:
 
 
 def _shapes(table: pa.Table) -> dict[Shape, NDArray[np.int64]]:
-    sides: Sequence[NDArray[np.int64]] = [table[name].to_numpy().astype(np.int64) for name in ("frames", "height", "width")]
+    sides = [table[name].to_numpy().astype(np.int64) for name in ("frames", "height", "width")]
     found, which = np.unique(np.stack(sides, axis=1), axis=0, return_inverse=True)
     rows = np.argsort(which, kind="stable")
     ends = np.cumsum(np.bincount(which, minlength=len(found)))

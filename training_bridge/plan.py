@@ -99,16 +99,20 @@ class Schedule:
         self.cycle, self.secret = cycle, secret
         self._row = lru_cache(maxsize=4)(self._made)
 
-    def _made(self, number: int) -> NDArray[np.int64]:
+    def _made(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A cycle's choices, and how often each came before in it."""
         rng = Generator(Philox(key=key(0, format(self.secret, "x"), number)))
-        return rng.permutation(np.repeat(np.arange(len(self.quotas)), self.quotas))
+        row = rng.permutation(np.repeat(np.arange(len(self.quotas)), self.quotas))
+        before = np.empty_like(row)
+        before[np.argsort(row, kind="stable")] = np.concatenate([np.arange(quota) for quota in self.quotas])
+        return row, before
 
     def at(self, place: int) -> tuple[int, int]:
         """The choice at a place, and how often it came before."""
         number, rest = divmod(place, self.cycle)
-        row = self._row(number)
+        row, before = self._row(number)
         choice = int(row[rest])
-        return choice, number * int(self.quotas[choice]) + int(np.count_nonzero(row[:rest] == choice))
+        return choice, number * int(self.quotas[choice]) + int(before[rest])
 
 
 class Plan:
@@ -133,6 +137,7 @@ class Plan:
             said = ", ".join(f"{shape}: {n} samples" for shape, n in self.left_out.items())
             raise ValueError(f"no shape has as many samples as its batch of {mix.global_tokens} tokens: {said or 'no samples'}")
         self.shapes = list(self.batch)
+        self.keys = {name: index.table["key"].combine_chunks() for name, index in self.datasets.items()}
         self.parts = {shape: self._parts(shape) for shape in self.shapes}
         self.steps = Schedule(self._step_weights(), key(seed, "steps"))
         self.slots = {
@@ -172,8 +177,11 @@ class Plan:
         name = self.parts[shape][part][0]
         rows = self.datasets[name].of_shape[shape]
         visit, place = divmod(place, len(rows))
-        row = int(rows[permuted(place, len(rows), key(self.seed, "order", name, str(shape), visit))])
-        return Sample(name, row, self.datasets[name].table["key"][row].as_py(), visit)
+        row = int(rows[permuted(place, len(rows), self._order(name, shape, visit))])
+        return Sample(name, row, str(self.keys[name][row]), visit)
+
+    def _order(self, name: str, shape: Shape, visit: int) -> int:
+        return key(self.seed, "order", name, str(shape), visit)
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps: enough to go on with this step, anywhere."""

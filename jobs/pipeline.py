@@ -73,6 +73,8 @@ def again(
     if run_folder.fingerprint(old) != run_folder.fingerprint(new):
         raise ConfigError(f"{folder!r} was measured with other settings:\n{run_folder.difference(old, new)}")
     check(config)
+    if "caption" in parts and not config.caption.models:
+        raise ConfigError("caption.models is empty: name the models and where they are served (docs/captions.md)")
     with lock.hold(folder):
         Content(folder, config)
         produce.prepare(folder, page["decides"]["produce"], now["produce"])

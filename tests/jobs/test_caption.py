@@ -161,6 +161,8 @@ def test_servers_are_asked_for_before_any_work(selected: tuple[Path, Path], tmp_
     with pytest.raises(ConfigError, match=r"caption\.models\.0\.urls: .* no caption server that answers"):
         pipeline.run(str(selected[0] / "manifest.csv"), str(tmp_path / "new"), config)
     assert not (tmp_path / "new" / "sources").exists()
+    with pytest.raises(ConfigError, match=r"caption\.models is empty"):
+        pipeline.again(str(copy_of(selected[1], tmp_path / "run")), None, [], None, ("caption",))
 
 
 def test_a_clip_without_a_good_caption_is_never_written(selected: tuple[Path, Path], tmp_path: Path) -> None:

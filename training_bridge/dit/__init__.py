@@ -1,0 +1,1 @@
+"""The flow-matching transformer: Movie Gen's backbone, its text, its objective and its sampler."""

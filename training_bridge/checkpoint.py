@@ -1,0 +1,148 @@
+"""Checkpoints: sharded by DCP, written beside the training, whole or not at all, loadable at any number of ranks.
+
+    CHECKPOINTS/step-00000100/    DCP's files (model, optimizer, EMA) and state.json (step, data, model, digest)
+
+A checkpoint is written under a name beginning with `_` and renamed by rank 0 when every rank's part is there.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.optim import Optimizer
+
+from training_bridge.ema import Ema
+
+STATE = "state.json"
+PINNED = "PINNED"
+"""A file in a checkpoint that is never removed: what it holds says why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every rank makes one and calls the same methods in the same order.
+
+    `group` is a gloo group of all ranks: saving talks over it beside the training.
+    """
+
+    def __init__(self, folder: Path, keep: int, group: dist.ProcessGroup) -> None:
+        """The newest `keep` checkpoints are kept, and pinned ones."""
+        self.folder, self.keep, self.group = folder, keep, group
+        self.first = dist.get_rank(group) == 0
+        self._writing: tuple[Path, dict[str, Any], Future[Any]] | None = None
+        if self.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("_*"):  # of a process that died while it wrote
+                shutil.rmtree(left)
+
+    def all(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*") if (p / STATE).exists())
+
+    def newest(self) -> Path | None:
+        """The last finished one."""
+        return found[-1] if (found := self.all()) else None
+
+    def save(self, model: nn.Module, optimizer: Optimizer, ema: Ema, state: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint of `state["step"]`; the values are those of now, whatever the training does next."""
+        self.finish()
+        name = f"step-{state['step']:08d}"
+        parts = _parts(model, optimizer, ema)
+        place = self.folder / f"_{name}"
+        if self.first:
+            place.mkdir()
+        dist.barrier(self.group)
+        done = async_save(parts, checkpoint_id=place, process_group=self.group)
+        self._writing = (self.folder / name, {**state, "ema_updates": ema.updates}, cast("Future[Any]", done))
+
+    def finish(self) -> None:
+        """Wait until what is being written is there. Raises what went wrong with it."""
+        if self._writing is None:
+            return
+        place, state, done = self._writing
+        self._writing = None
+        done.result()
+        dist.barrier(self.group)
+        if self.first:
+            hidden = place.with_name(f"_{place.name}")
+            (hidden / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+            if place.exists():  # of the same step, before a resume from an older one
+                shutil.rmtree(place)
+            hidden.rename(place)
+            self._thin()
+        dist.barrier(self.group)
+
+    def poll(self) -> None:
+        """Finish what has been written, without waiting: every rank asks whether every rank is done."""
+        if self._writing is None:
+            return
+        done = torch.tensor(int(self._writing[2].done()))
+        dist.all_reduce(done, dist.ReduceOp.MIN, group=self.group)
+        if done.item():
+            self.finish()
+
+    def load(self, place: Path, model: nn.Module, optimizer: Optimizer | None, ema: Ema) -> None:
+        """Fill model, optimizer and EMA from a checkpoint made at any number of ranks.
+
+        `optimizer` None leaves it as it is (a new stage begins with the weights alone). Raises ValueError where the
+        checkpoint is of another model, naming what differs.
+        """
+        parts = _parts(model, optimizer, ema)
+        _check(place, parts)
+        load(parts, checkpoint_id=place, process_group=self.group)
+        optimizers = [] if optimizer is None else [optimizer]
+        set_state_dict(model, optimizers, model_state_dict=parts["model"], optim_state_dict=parts.get("optimizer", {}))
+        with torch.no_grad():
+            torch._foreach_copy_(list(ema.average.values()), [parts["ema"][name] for name in ema.average])
+        ema.updates = state_of(place)["ema_updates"]
+
+    def pin(self, why: str) -> Path | None:
+        """Keep the newest checkpoint for good, and say why in it; returns which."""
+        self.finish()
+        place = self.newest()
+        if place is not None and self.first:
+            (place / PINNED).write_text(why + "\n")
+        return place
+
+    def _thin(self) -> None:
+        loose = [p for p in self.all() if not (p / PINNED).exists()]
+        for old in loose[: -self.keep] if self.keep else ():
+            gone = old.with_name(f"_{old.name}")
+            old.rename(gone)
+            shutil.rmtree(gone)
+
+
+def state_of(place: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself. Raises ValueError where the folder is none."""
+    try:
+        return cast("dict[str, Any]", json.loads((place / STATE).read_text()))
+    except FileNotFoundError:
+        raise ValueError(f"{str(place)!r} is no finished checkpoint: it has no {STATE}") from None
+
+
+def _parts(model: nn.Module, optimizer: Optimizer | None, ema: Ema) -> dict[str, Any]:
+    own, of_optimizer = get_state_dict(model, [] if optimizer is None else [optimizer])
+    parts: dict[str, Any] = {"model": own, "ema": dict(ema.average)}
+    return parts if optimizer is None else {**parts, "optimizer": of_optimizer}
+
+
+def _check(place: Path, parts: Mapping[str, Any]) -> None:
+    """Raises ValueError where a checkpoint's tensors are not the model's."""
+    metadata = FileSystemReader(place).read_metadata().state_dict_metadata
+    there = {n.removeprefix("model."): tuple(getattr(m, "size", ())) for n, m in metadata.items() if n.startswith("model.")}
+    wanted = {n: tuple(t.shape) for n, t in parts["model"].items() if isinstance(t, torch.Tensor)}
+    said = [f"{n} is missing" for n in wanted.keys() - there.keys()]
+    said += [f"{n} is not ours" for n in there.keys() - wanted.keys()]
+    said += [f"{n} is {there[n]}, {wanted[n]} here" for n in wanted.keys() & there.keys() if there[n] != wanted[n]]
+    if said:
+        more = f" and {len(said) - 5} more" if len(said) > 5 else ""
+        raise ValueError(f"{str(place)!r} is of another model: {'; '.join(sorted(said)[:5])}{more}")

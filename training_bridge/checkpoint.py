@@ -31,13 +31,15 @@ PINNED = "PINNED"
 class Checkpoints:
     """The checkpoints of one run. Every rank makes one and calls the same methods in the same order.
 
-    `group` is a gloo group of all ranks: saving talks over it beside the training.
+    `group` is a gloo group of all ranks. Saving, which goes on beside the training, talks over one of its own: two threads
+    that share a group would take each other's messages.
     """
 
     def __init__(self, folder: Path, keep: int, group: dist.ProcessGroup) -> None:
         """The newest `keep` checkpoints are kept, and pinned ones."""
         self.folder, self.keep, self.group = folder, keep, group
         self.first = dist.get_rank(group) == 0
+        self._saving = dist.new_group(backend="gloo")
         self._writing: tuple[Path, dict[str, Any], Future[Any]] | None = None
         if self.first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +63,7 @@ class Checkpoints:
         if self.first:
             place.mkdir()
         dist.barrier(self.group)
-        done = async_save(parts, checkpoint_id=place, process_group=self.group)
+        done = async_save(parts, checkpoint_id=place, process_group=self._saving)
         self._writing = (self.folder / name, {**state, "ema_updates": ema.updates}, cast("Future[Any]", done))
 
     def finish(self) -> None:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 import torch
 
@@ -53,14 +53,12 @@ class Log:
     def __init__(self, folder: Path, first: bool, every: int, *, start: int = 0, tensorboard: bool = False) -> None:
         """`start` is the step that comes next. Raises ValueError where tensorboard is asked for and not installed."""
         self.every = every
-        self._file: TextIO | None = None
+        self.path = folder / "log.jsonl" if first else None
         self._board: Any = None
-        if not first:
+        if self.path is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "log.jsonl"
-        _drop_after(path, start)
-        self._file = path.open("a")
+        _drop_after(self.path, start)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -70,11 +68,11 @@ class Log:
 
     def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
         """One line: `kind` is step, validation or event. Numbers that are not finite are written as null."""
-        if self._file is None:
+        if self.path is None:
             return
         line = {"kind": kind, "step": step, **numbers}
-        self._file.write(json.dumps({k: _plain(v) for k, v in line.items()}) + "\n")
-        self._file.flush()
+        with self.path.open("a") as file:
+            file.write(json.dumps({k: _plain(v) for k, v in line.items()}) + "\n")
         if self._board is not None:
             for name, value in numbers.items():
                 if isinstance(value, (int, float)) and math.isfinite(value):
@@ -83,10 +81,9 @@ class Log:
             print(f"{kind} {step}  " + "  ".join(_short(k, v) for k, v in numbers.items() if k not in self.QUIET), flush=True)
 
     def close(self) -> None:
-        """Close the files."""
-        for file in (self._file, self._board):
-            if file is not None:
-                file.close()
+        """Write what TensorBoard holds back."""
+        if self._board is not None:
+            self._board.close()
 
 
 def _drop_after(path: Path, start: int) -> None:

@@ -27,7 +27,7 @@ def start(world: int, module: str, *arguments: str) -> list[subprocess.Popen[str
     return found
 
 
-def ended(started: list[subprocess.Popen[str]], timeout_s: float = 120) -> list[tuple[int, str]]:
+def ended(started: list[subprocess.Popen[str]], timeout_s: float = 90) -> list[tuple[int, str]]:
     """(exit code, what it printed) of each."""
     try:
         said = [process.communicate(timeout=timeout_s)[0] for process in started]

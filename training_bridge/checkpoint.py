@@ -98,13 +98,11 @@ class Checkpoints:
         `optimizer` None leaves it as it is (a new stage begins with the weights alone). Raises ValueError where the
         checkpoint is of another model, naming what differs.
         """
-        parts = _parts(model, optimizer, ema)
+        parts = _parts(model, optimizer, ema)  # tensors that are filled where they are: the average's own among them
         _check(place, parts)
         load(parts, checkpoint_id=place, process_group=self.group)
         optimizers = [] if optimizer is None else [optimizer]
         set_state_dict(model, optimizers, model_state_dict=parts["model"], optim_state_dict=parts.get("optimizer", {}))
-        with torch.no_grad():
-            torch._foreach_copy_(list(ema.average.values()), [parts["ema"][name] for name in ema.average])
         ema.updates = state_of(place)["ema_updates"]
 
     def pin(self, why: str) -> Path | None:

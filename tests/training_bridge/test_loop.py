@@ -161,7 +161,7 @@ def test_other_models_and_other_data_are_refused(whole: Trainer, tmp_path: Path)
     with pytest.raises(ValueError, match="was trained on other samples"):
         trainer(tmp_path, seed=1)
     other = trainer(tmp_path / "other", width=24)
-    with pytest.raises(ValueError, match=r"is of another model: main\.0\.0\.bias is \(16,\), \(24,\) here; .* and \d more"):
+    with pytest.raises(ValueError, match=r"is of another model: main\.0\.0\.bias is \(16,\), \(24,\) here; main"):
         other.checkpoints.load(whole.checkpoints.all()[0], other.model, other.optimizer, other.ema)
     with pytest.raises(ValueError, match="is no finished checkpoint"):
         state_of(tmp_path)

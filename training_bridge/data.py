@@ -1,0 +1,184 @@
+"""The data side of a run, from its settings: folders of shards -> plan -> reader -> this rank's batches."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch.distributed as dist
+from torch import Tensor
+
+from training_bridge import index
+from training_bridge.encoded import Encoded
+from training_bridge.index import Shape
+from training_bridge.layout import Layout
+from training_bridge.loader import Batch, Draw, micro_batches
+from training_bridge.loop import Ranks
+from training_bridge.plan import Mix, Plan, part
+from training_bridge.reader import Reader, Source
+from training_bridge.sharing import shared
+from training_bridge.view import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One dataset: the shards of a split, and what is read of them."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    path: str
+    """A folder or URL with shards somewhere below."""
+    view: View | None = None
+    """Smaller pieces, drawn anew at each visit; several lengths are several datasets of one folder."""
+    weight: float = 1.0
+    """How often its samples come, relative to the other datasets'."""
+    encoded: dict[str, str] = field(default_factory=dict)
+    """What is read instead of pixels and text: `latent` or a text encoder's name -> the encoder's fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Settings of the data side. `workers`, `prefetch`, `micro_tokens` and `cache_mb` change no sample and no draw."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    train: dict[str, DatasetConfig]
+    held_out: dict[str, DatasetConfig] = field(default_factory=dict)
+    """What validation measures; draws and samples are the same each time."""
+    held_out_steps: int = 4
+    """Steps of `global_tokens` that one validation takes."""
+    seed: int = 0
+    global_tokens: int
+    """Latent tokens of a step: it fixes the batch of each shape."""
+    batch_multiple: int = 1
+    micro_tokens: int | None = None
+    """Most latent tokens of one rank's forward and backward; None: the whole of its part."""
+    images: float = 1.0
+    videos: float = 10.0
+    """One image for ten videos ..."""
+    unit: Literal["step", "sample"] = "step"
+    """... counted in steps or in samples."""
+    workers: int = 2
+    prefetch: int = 2
+    bad_budget: int = 16
+    """So many different samples may be unreadable; more end the run with their names."""
+    cache_mb: int = 256
+
+
+class ShardData:
+    """What the loop asks of its data, over shards."""
+
+    def __init__(self, config: DataConfig, draw: Draw, layout: Layout, ranks: Ranks) -> None:
+        """Reads the indexes. Raises ValueError where shards, views or encodings will not do."""
+        self.config, self.draw, self.layout, self.ranks = config, draw, layout, ranks
+        self.sources = {name: _source(dataset) for name, dataset in config.train.items()}
+        self.plan = _plan(self.sources, config, config.train)
+        self.global_tokens = config.global_tokens
+        self.held: tuple[dict[str, Source], Plan] | None = None
+        if config.held_out:
+            sources = {name: _source(dataset) for name, dataset in config.held_out.items()}
+            self.held = sources, _plan(sources, config, config.held_out)
+        self.groups = _groups(layout, ranks)
+
+    def about(self) -> list[str]:
+        """What there is to train on, a line each."""
+        lines = []
+        for shape, batch in self.plan.batch.items():
+            count = sum(len(source.shown.of_shape.get(shape, ())) for source in self.sources.values())
+            lines.append(f"{shape}: {count} samples, {batch} a step")
+        lines += [f"{shape}: left out, {n} samples are fewer than its batch" for shape, n in self.plan.left_out.items()]
+        return lines
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This rank's micro-batches from a step on, without end."""
+        return self._batches(self.sources, self.plan, start, None, self.config.workers)
+
+    def held_out(self) -> Iterator[Batch]:
+        """The first `held_out_steps` steps of the held-out plan, the same each time."""
+        if self.held is None:
+            return iter(())
+        return self._batches(*self.held, 0, self.config.held_out_steps, 0)
+
+    def _batches(self, sources: Mapping[str, Source], plan: Plan, start: int, end: int | None, workers: int) -> Iterator[Batch]:
+        config, layout, rank = self.config, self.layout, self.ranks.rank
+        micro_tokens = config.micro_tokens or config.global_tokens
+
+        def place(shape: Shape) -> tuple[int, int] | None:
+            """Whose part this rank reads in steps of a shape; None: a peer reads for it."""
+            return layout.place(rank, shape.frames) if layout.peers(rank, shape.frames)[0] == rank else None
+
+        reader = Reader(sources, config.seed, cache_bytes=config.cache_mb << 20)
+        read = micro_batches(
+            plan,
+            reader,
+            self.draw,
+            start=start,
+            end=end,
+            place=place,
+            micro_tokens=micro_tokens,
+            workers=workers,
+            prefetch=config.prefetch,
+            bad_budget=config.bad_budget,
+            pin_memory=self.ranks.device.type == "cuda",
+        )
+        if layout.context * layout.tensor == 1:
+            return read
+        return shared(read, self._turns(plan, start, end, micro_tokens))
+
+    def _turns(self, plan: Plan, start: int, end: int | None, micro_tokens: int) -> Iterator[dist.ProcessGroup | None]:
+        """For each micro-batch, who shares it with this rank."""
+        number = start
+        while end is None or number < end:
+            step = plan.step(number)
+            _, world = self.layout.place(self.ranks.rank, step.shape.frames)
+            for _ in part(step, 0, world, micro_tokens):
+                yield self.groups[step.shape.frames == 1]
+            number += 1
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return self.plan.state(step)
+
+    def resume(self, state: Mapping[str, Any]) -> int:
+        """The step to go on with. Raises ValueError where the state is of other data."""
+        return self.plan.resume(state)
+
+    def keys(self, step: int) -> list[str]:
+        """The samples of a step."""
+        return [f"{sample.dataset}/{sample.key}" for sample in self.plan.step(step).samples]
+
+    def write_film(self, path: Path, film: Tensor) -> None:
+        """Write a film (T, H, W, 3), uint8, at 16 frames a second."""
+        from training_bridge.media import write_video
+
+        write_video(path, film.numpy(), 16.0)
+
+
+def _source(dataset: DatasetConfig) -> Source:
+    encoded = tuple(Encoded(name, fingerprint) for name, fingerprint in sorted(dataset.encoded.items()))
+    return Source(index.read(dataset.path), dataset.view, encoded)
+
+
+def _plan(sources: Mapping[str, Source], config: DataConfig, datasets: Mapping[str, DatasetConfig]) -> Plan:
+    mix = Mix(
+        global_tokens=config.global_tokens,
+        batch_multiple=config.batch_multiple,
+        images=config.images,
+        videos=config.videos,
+        unit=config.unit,
+        weights=tuple(sorted((name, dataset.weight) for name, dataset in datasets.items())),
+    )
+    return Plan({name: source.shown for name, source in sources.items()}, mix, config.seed)
+
+
+def _groups(layout: Layout, ranks: Ranks) -> dict[bool, dist.ProcessGroup | None]:
+    """This rank's peers in steps of images (True) and of films (False); None where it is alone. All ranks call this."""
+    found: dict[bool, dist.ProcessGroup | None] = {}
+    for image in (True, False):
+        frames = 1 if image else 2
+        own = None
+        for peers in sorted({layout.peers(rank, frames) for rank in range(layout.world)}):
+            group = dist.new_group(list(peers), backend="gloo") if len(peers) > 1 else None
+            own = group if ranks.rank in peers else own
+        found[image] = own
+    return found

@@ -237,6 +237,20 @@ def search(
         typer.echo(page, err=csv)
 
 
+@app.command("train-tae")
+def train_tae(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The training run's folder: new, or one to go on with.")],
+    config: File = None,
+    set: Set = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU.")] = 1,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only write the settings; say how to start the ranks.")] = False,
+) -> None:
+    """Train the temporal autoencoder on shards. Run again to go on where it stopped."""
+    from jobs import training
+
+    raise typer.Exit(training.train_tae(config, set or [], output, ranks, prepare))
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the corpus and the run.")] = Path("demo"),

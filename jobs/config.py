@@ -93,6 +93,11 @@ def load(file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError naming the file and the key of every fault.
     """
+    return resolve(tree(file, overrides))
+
+
+def tree(file: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of a YAML file, unchecked, with `a.b=c` on top. Raises ConfigError where it is no mapping."""
     settings: Any = {}
     if file is not None:
         try:
@@ -103,7 +108,7 @@ def load(file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"config {str(file)!r}: must be a mapping of settings")
     for override in overrides:
         apply(settings, override)
-    return resolve(settings)
+    return settings
 
 
 def resolve(settings: dict[str, Any]) -> Config:

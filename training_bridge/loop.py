@@ -29,7 +29,7 @@ from training_bridge.layout import Layout, Meshes
 from training_bridge.metrics import Clock, Log, peak_flops
 
 if TYPE_CHECKING:
-    from training_bridge.loader import Batch
+    from training_bridge.loader import Batch, Draw
 
 STOPPED = 75
 """Exit code of a run that was told to stop (SIGTERM, SIGUSR1) and wrote a checkpoint: start it again to go on."""
@@ -83,6 +83,8 @@ class Task(Protocol):
     """What a trainer brings."""
 
     name: str
+    draw: "Draw"
+    """What is drawn for each sample, in the workers."""
 
     def build(self) -> nn.ModuleDict:
         """The parts of the model, on the CPU; only `forward` of parts and blocks is ever called."""
@@ -106,6 +108,9 @@ class Task(Protocol):
     def validate(self, model: nn.ModuleDict, batch: "Batch") -> dict[str, Tensor]:
         """Sums of weight x measure over held-out samples."""
 
+    def validated(self, group: dist.ProcessGroup) -> dict[str, float]:
+        """Measures of all held-out samples together, after the last; `group` has all ranks."""
+
     def pictures(self, model: nn.ModuleDict, batch: "Batch") -> dict[str, Tensor]:
         """Films (T, H, W, 3), uint8, to look at."""
 
@@ -118,6 +123,9 @@ class Task(Protocol):
 
 class Data(Protocol):
     """Where batches come from."""
+
+    global_tokens: int
+    """Latent tokens that a step has at most."""
 
     def batches(self, start: int) -> Iterator["Batch"]:
         """This rank's micro-batches from a step on, without end."""
@@ -300,7 +308,7 @@ class Trainer:
 
     def _scale(self, batch: "Batch") -> float:
         """What a step's sums are multiplied with."""
-        share = batch.step_tokens / batch.global_tokens if self.config.mean == "token" else 1.0
+        share = batch.step_tokens / self.data.global_tokens if self.config.mean == "token" else 1.0
         return share / batch.total_weight
 
     def _backward(self, batch: "Batch", last: bool) -> dict[str, Tensor]:
@@ -407,6 +415,7 @@ class Trainer:
             for name, value in whole.items()
             if not name.startswith("weight")
         }
+        numbers |= self.task.validated(self.ranks.control)
         self.log.write("validation", self.step, numbers)
         if self.ranks.rank == 0:
             for name, film in films.items():

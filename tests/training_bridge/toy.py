@@ -6,7 +6,7 @@ python -m tests.training_bridge.toy FOLDER JSON     one rank (RANK, WORLD_SIZE, 
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ class ToyBatch:
     total_weight: float = float(SAMPLES)
     replaced: int = 0
     step_tokens: int = SAMPLES
-    global_tokens: int = 2 * SAMPLES
 
     def to(self, device: torch.device) -> "ToyBatch":
         return replace(self, x=self.x.to(device), weights=self.weights.to(device))
@@ -52,7 +51,7 @@ class ToyData:
     layout: Layout
     poison: int = -1
     seed: int = 0
-    asked: list[int] = field(default_factory=list)
+    global_tokens: int = 2 * SAMPLES
 
     def sample(self, step: int, n: int) -> tuple[Tensor, bytes]:
         x = generator(self.seed, f"{step}-{n}", 0, "x").standard_normal(WIDTH, "float32")
@@ -126,6 +125,9 @@ class ToyTask:
 
     def validate(self, model: nn.ModuleDict, batch: ToyBatch) -> dict[str, Tensor]:
         return {"fit": (batch.weights * ((model["main"](batch.x) - torch.sin(batch.x)) ** 2).mean(dim=1)).sum()}
+
+    def validated(self, group: object) -> dict[str, float]:
+        return {"ranks": float(torch.distributed.get_world_size())}
 
     def pictures(self, model: nn.ModuleDict, batch: ToyBatch) -> dict[str, Tensor]:
         return {"film": (model["main"](batch.x)[0, :3].reshape(1, 1, 1, 3) * 50 + 128).clamp(0, 255).to(torch.uint8)}

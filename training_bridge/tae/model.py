@@ -10,8 +10,9 @@ layers activations are x_BTHWC in one piece of memory: both a batch of frames (N
 (B, C, T, P) are views of it, channels last, so no operator asks for a copy.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Scale = Literal["same", "down", "up"]
+START_LOGVAR = -10.0
+"""Of a model with skip: its latents mean something from the first step on, and noise of size 1 would hide it."""
 SEQUENCES = 2**15
 """Most sequences of one attention call; CUDA kernels count them in 16 bits."""
 
@@ -44,8 +47,9 @@ class ModelConfig:
     groups: int = 32
     """Groups of each normalisation, over one frame."""
     skip: bool = False
-    """Averages of pixels go round the encoder's layers, and repeated latents round the decoder's (DC-AE, arXiv
-    2410.10733): a small model then trains in minutes. A model with published image weights has none."""
+    """The low frequencies of each 8 x 8 x 8 block go round the encoder into the latents, and from them round the decoder
+    (in the spirit of DC-AE's averages, arXiv 2410.10733); the layers learn what to add. A small model then trains in
+    minutes. One with published image weights has none."""
     checkpoint: bool = False
     """Keep only the residual blocks' inputs for the backward pass, and compute the rest again."""
     chunk_elements: int = 2**28
@@ -89,9 +93,10 @@ class ModelConfig:
 FULL = ModelConfig()
 """The size of the published image autoencoders of LDM, Stable Diffusion and their kin."""
 TINY = ModelConfig(
-    width=16, multipliers=(1, 2, 4, 8), encoder_blocks=(0, 1, 1, 1), decoder_blocks=(0, 1, 1, 1), groups=8, skip=True
+    width=8, multipliers=(1, 4, 8, 16), encoder_blocks=(0, 0, 1, 1), decoder_blocks=(0, 0, 1, 1), groups=4, skip=True
 )
 """Trains in minutes on two cores, for tests and the demo."""
+SIZES = {"tiny": TINY, "full": FULL}
 
 
 def in_parts(f: Callable[[Tensor], Tensor], x: Tensor, dim: int, size: int) -> Tensor:
@@ -232,32 +237,60 @@ class Middle(nn.Module):
         return self.block2(self.time(self.space(self.block1(x_BTHWC))))  # type: ignore[no-any-return]
 
 
+class Cosines(nn.Module):
+    """The low frequencies of each block of pixels that becomes one latent, as many as there are latent channels.
+
+    An orthonormal cosine transform in time, height and width, of brightness and two colour differences; which
+    frequencies: those that are strongest where neighbours are alike, brightness before colour. Nothing in it is learned.
+    """
+
+    basis: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        size = (config.frames_per_latent, config.pixels_per_latent, config.pixels_per_latent)
+        colours = F.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]))
+        waves = [cosines(n) for n in size]
+        order = sorted(product(range(3), *map(range, size)), key=falling)[: config.latent_channels]
+        rows = [torch.einsum("c,t,h,w->cthw", colours[c], *(w[k] for w, k in zip(waves, f, strict=True))) for c, *f in order]
+        self.register_buffer("basis", torch.stack(rows), persistent=False)
+        self.size, self.gain = size, float(config.pixels_per_latent)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """Pixels to latents; the last frame is repeated to fill its block."""
+        if more := -x_BCTHW.shape[2] % self.size[0]:
+            x_BCTHW = torch.cat([x_BCTHW, x_BCTHW[:, :, -1:].expand(-1, -1, more, -1, -1)], dim=2)
+        return F.conv3d(x_BCTHW, self.basis.to(x_BCTHW.dtype), stride=self.size) / self.gain
+
+    def back(self, z_BCTHW: Tensor, frames: int) -> Tensor:
+        """Latents to pixels."""
+        x_BCTHW = F.conv_transpose3d(z_BCTHW * self.gain, self.basis.to(z_BCTHW.dtype), stride=self.size)
+        return x_BCTHW[:, :, :frames]
+
+
+def cosines(n: int) -> Tensor:
+    """The orthonormal DCT-II of length n: rows are frequencies."""
+    at = torch.arange(n, dtype=torch.float64)
+    rows = torch.cos(torch.pi * (2 * at[None] + 1) * at[:, None] / (2 * n)) * (2 / n) ** 0.5
+    rows[0] /= 2**0.5
+    return rows.float()
+
+
+def falling(frequency: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+    """Order of (colour, time, height, width): by a power that falls with the square of each; ties as they come."""
+    colour, time, height, width = frequency
+    return (8.0 + colour if colour else 1.0) * (1 + 2 * time**2) * (1 + height**2) * (1 + width**2), frequency
+
+
 class Resize(nn.Module):
     """The step between two levels: half the height and width, or twice, and the frames where the level says so."""
 
     def __init__(self, config: ModelConfig, inputs: int, outputs: int, *, scale: Scale, time: bool) -> None:
         super().__init__()
         self.conv = Conv(config, inputs, outputs, norm=False, scale=scale, time=time)
-        self.around = (folded if scale == "down" else unfolded) if config.skip else None
-        self.time, self.outputs = 2 if time else 1, outputs
 
     def forward(self, x_BTHWC: Tensor, frames: int | None = None) -> Tensor:
-        y_BTHWC: Tensor = self.conv(x_BTHWC, frames)
-        return y_BTHWC if self.around is None else y_BTHWC + self.around(x_BTHWC, self.time, self.outputs)[:, :frames]
-
-
-def folded(x_BTHWC: Tensor, time: int, outputs: int) -> Tensor:
-    """Each `time` x 2 x 2 pixels become channels of one, and neighbouring channels means; an odd last frame is repeated."""
-    if x_BTHWC.shape[1] % time:
-        x_BTHWC = torch.cat([x_BTHWC, x_BTHWC[:, -1:]], dim=1)
-    x = x_BTHWC.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, time))
-    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(4).unflatten(4, (outputs, -1)).mean(-1)
-
-
-def unfolded(x_BTHWC: Tensor, time: int, outputs: int) -> Tensor:
-    """The other way: repeated channels become `time` x 2 x 2 pixels."""
-    x = x_BTHWC.repeat_interleave(outputs * time * 4 // x_BTHWC.shape[-1], dim=-1).unflatten(4, (outputs, time, 2, 2))
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+        return self.conv(x_BTHWC, frames)  # type: ignore[no-any-return]
 
 
 def run(layer: nn.Module, x_BTHWC: Tensor, config: ModelConfig, *more: int) -> Tensor:
@@ -265,6 +298,14 @@ def run(layer: nn.Module, x_BTHWC: Tensor, config: ModelConfig, *more: int) -> T
     if config.checkpoint and torch.is_grad_enabled():
         return checkpoint(layer, x_BTHWC, *more, use_reentrant=False)  # type: ignore[no-any-return]
     return layer(x_BTHWC, *more)  # type: ignore[no-any-return]
+
+
+def begin_at(conv: Conv, values: Tensor) -> None:
+    """A convolution whose result is these values at first, whatever its input."""
+    nn.init.zeros_(conv.space.weight)
+    assert conv.space.bias is not None
+    with torch.no_grad():
+        conv.space.bias.copy_(values)
 
 
 def into_layers(x_BCTHW: Tensor) -> Tensor:
@@ -298,12 +339,15 @@ class Encoder(nn.Module):
                 layers.append(ResBlock(config, width, outputs))
                 width = outputs
             if level < len(config.halves_time):
-                outputs = channels[level + 1] if config.skip else width
+                outputs = width if config.encoder_blocks[level + 1] else channels[level + 1]
                 layers.append(Resize(config, width, outputs, scale="down", time=config.halves_time[level]))
                 width = outputs
             self.levels.append(nn.ModuleList(layers))
         self.middle = Middle(config, width)
         self.conv_out = Conv(config, width, 2 * config.latent_channels)
+        self.around = Cosines(config) if config.skip else None
+        if config.skip:
+            begin_at(self.conv_out, torch.tensor([0.0, START_LOGVAR]).repeat_interleave(config.latent_channels))
         self.register_buffer("shift", torch.zeros(config.latent_channels))
         self.register_buffer("scale", torch.ones(config.latent_channels))
 
@@ -319,7 +363,14 @@ class Encoder(nn.Module):
                 x_BTHWC = run(layer, x_BTHWC, self.config)
         out_BTHWC = self.conv_out(run(self.middle, x_BTHWC, self.config))
         mean_BCTHW, logvar_BCTHW = out_BTHWC.float().permute(0, 4, 1, 2, 3).chunk(2, dim=1)
+        if self.around is not None:
+            mean_BCTHW = mean_BCTHW + self.around(x_BCTHW)
         return mean_BCTHW, logvar_BCTHW.clamp(-30.0, 20.0)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """What may be sharded on its own: all but the ends."""
+        yield from (layer for level in self.levels if isinstance(level, nn.ModuleList) for layer in level)
+        yield self.middle
 
     def normalised(self, z_BCTHW: Tensor) -> Tensor:
         """Latents with mean 0 and standard deviation 1 in each channel over the training set."""
@@ -350,11 +401,14 @@ class Decoder(nn.Module):
                 layers.append(ResBlock(config, width, channels[level]))
                 width = channels[level]
             if level:
-                outputs = channels[level - 1] if config.skip else width
+                outputs = width if config.decoder_blocks[level - 1] else channels[level - 1]
                 layers.append(Resize(config, width, outputs, scale="up", time=config.halves_time[level - 1]))
                 width = outputs
             self.levels.append(nn.ModuleList(layers))
         self.conv_out = Conv(config, width, 3)
+        self.around = Cosines(config) if config.skip else None
+        if config.skip:
+            begin_at(self.conv_out, torch.zeros(3))
 
     def forward(self, z_BCTHW: Tensor, frames: int | None = None) -> Tensor:
         """Raises ValueError where so many frames are not what these latents are of."""
@@ -372,7 +426,13 @@ class Decoder(nn.Module):
             for layer in level:
                 more = (lengths.pop(),) if isinstance(layer, Resize) else ()
                 x_BTHWC = run(layer, x_BTHWC, self.config, *more)
-        return self.conv_out(x_BTHWC).float().permute(0, 4, 1, 2, 3)  # type: ignore[no-any-return]
+        x_BCTHW: Tensor = self.conv_out(x_BTHWC).float().permute(0, 4, 1, 2, 3)
+        return x_BCTHW if self.around is None else x_BCTHW + self.around.back(z_BCTHW, frames)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """What may be sharded on its own: all but the ends."""
+        yield self.middle
+        yield from (layer for level in self.levels if isinstance(level, nn.ModuleList) for layer in level)
 
     def _lengths(self, frames: int) -> list[int]:
         """Frames after each step up, the last step's first."""

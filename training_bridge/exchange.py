@@ -76,6 +76,6 @@ def exchange(kind: Kind, group: dist.ProcessGroup, heads: int) -> Ulysses | Gath
 def own_part(tokens: int, rank: int, ranks: int) -> slice:
     """The tokens of a rank. Raises ValueError where they do not divide."""
     if tokens % ranks:
-        raise ValueError(f"{tokens} tokens do not divide between {ranks} ranks (context x tensor)")
+        raise ValueError(f"{tokens} tokens do not divide between {ranks} context ranks")
     each = tokens // ranks
     return slice(rank * each, (rank + 1) * each)

@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from curation import open_clip_model
 from training_bridge.dit import text
 from training_bridge.dit.text import EncoderConfig, TextTokens, byte_ids, load, padded, quoted
 
 BYTES = EncoderConfig(name="letters", kind="bytes", width=32, limit=24)
 CAPTIONS = ["A dog runs.", "", 'A long walk past a sign that says "FRESH FISH" in red, and on.']
+
+@pytest.fixture(scope="module", autouse=True)
+def packages() -> None:
+    """A torchvision of another torch is mended before transformers or open_clip import it."""
+    if find_spec("open_clip") is not None:
+        open_clip_model.import_package("text")
+
 
 needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 needs_open_clip = pytest.mark.skipif(find_spec("open_clip") is None, reason="open_clip is not installed")
@@ -87,9 +95,6 @@ def tiny_clip(folder: Path) -> str:
 
 @needs_open_clip
 def test_clip_gives_tokens_up_to_the_end_of_the_text(tmp_path: Path) -> None:
-    from curation import open_clip_model
-
-    open_clip_model.import_package("text")
     config = EncoderConfig(name="clip", kind="open_clip", path=tiny_clip(tmp_path / "c"), width=24, limit=48, dtype="float32")
     encoder = load(config)
     short, empty, long = encoder.encode_text(["a dog runs", "", "a dog " * 100])
@@ -106,7 +111,7 @@ def test_a_dropped_text_is_the_empty_caption_of_every_encoder() -> None:
     rows = {"frozen": [torch.randn(n, 8) for n in (3, 20, 9)], "letters": [byte_ids(c, 24) for c in CAPTIONS]}
     null = {"frozen": torch.randn(2, 8), "letters": byte_ids("", 24)}
     tokens, mask = model(*padded(rows, [False, False, True], null))
-    assert tokens.shape == (3, 32 + 32, 64)
+    assert tokens.shape == (3, 32 + 16, 64)
     assert mask.sum(1).tolist() == [3 + 12, 20 + 1, 2 + 1]
     alone, own = model(*padded({name: [row] for name, row in null.items()}, [False], null))
     torch.testing.assert_close(tokens[2][mask[2]], alone[0][own[0]])

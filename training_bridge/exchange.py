@@ -12,11 +12,14 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._functional_collectives import all_gather_tensor_autograd, all_to_all_single_autograd
+from torch.distributed import _functional_collectives as collectives
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention over whole sequences: queries, keys and values (B, N, S, E) to (B, N, S, E)."""
 Kind = Literal["auto", "ulysses", "gather"]
+
+# Since torch 2.13 the first of these names; 2.11 has the second.
+_all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Ulysses:
 
     def _all_to_all(self, x: Tensor) -> Tensor:
         """Slice i of the first axis goes to rank i; slice i of the answer came from it."""
-        return all_to_all_single_autograd(x.contiguous(), None, None, self.group)
+        return collectives.all_to_all_single_autograd(x.contiguous(), None, None, self.group)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Gather:
     def __call__(self, q_BNSE: Tensor, k_BNSE: Tensor, v_BNSE: Tensor, attend: Attend) -> Tensor:
         """Queries, keys and values of this rank's tokens to their attention over all tokens."""
         kv = torch.stack([k_BNSE, v_BNSE]).movedim(3, 0).contiguous()  # S, 2, B, N, E: ranks' parts are one after the other
-        kv = all_gather_tensor_autograd(kv, 0, self.group).movedim(0, 3)
+        kv = _all_gather(kv, 0, self.group).movedim(0, 3)
         return attend(q_BNSE, kv[0], kv[1])
 
 

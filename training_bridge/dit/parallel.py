@@ -99,7 +99,7 @@ def _whole(x: Tensor, mesh: DeviceMesh) -> Tensor:
 
 def _left(y: DTensor, mesh: DeviceMesh, placement: Placement | None) -> Tensor:
     if placement is None:
-        return y.to_local()
+        return y.to_local().clone()  # FSDP puts a hook on it, which views may lose
     # A new DTensor of the local one: its gradient comes back summed, here, where it is small, and not at the weights.
     return DTensor.from_local(y.to_local(), mesh, [Replicate()], run_check=False).redistribute(placements=[placement])
 

@@ -1,0 +1,92 @@
+"""Context exchanges and layouts on four ranks of gloo: the same numbers as on one."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from tests.training_bridge.dit.gloo import RANKS, together
+from training_bridge.dit import parity
+from training_bridge.dit.parity import LAYOUTS, Agreement, Axes, ParityConfig, Trace, compared, runs
+from training_bridge.exchange import exchange, own_part
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def exchanged(kind: Any, heads: int, ranks: int) -> tuple[str, float, float]:
+    """The exchange that was taken, and how far its output and gradients lie from undivided attention's, on any rank."""
+    pairs = [dist.new_group(range(first, first + ranks)) for first in range(0, RANKS, ranks)]
+    group = pairs[dist.get_rank() // ranks]
+    torch.manual_seed(0)
+    whole = [torch.randn(2, heads, 8 * ranks, 16, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    along = torch.randn(2, heads, 8 * ranks, 16, dtype=torch.float64)
+    expected = F.scaled_dot_product_attention(*whole)
+    (expected * along).sum().backward()
+    own = own_part(8 * ranks, group.rank(), ranks)
+    parts = [x.detach()[:, :, own].clone().requires_grad_() for x in whole]
+    taken = exchange(kind, group, heads)
+    assert taken is not None
+    found = taken(*parts, F.scaled_dot_product_attention)
+    (found * along[:, :, own]).sum().backward()
+    gradients = [(p.grad - w.grad[:, :, own]).abs().max() for p, w in zip(parts, whole, strict=True)]
+    errors = torch.stack([(found - expected[:, :, own]).abs().max().detach(), torch.stack(gradients).max()])
+    dist.all_reduce(errors, dist.ReduceOp.MAX)
+    return type(taken).__name__, float(errors[0]), float(errors[1])
+
+
+def fresh_model() -> str:
+    """What parity says of a model as it is drawn, zeros and all."""
+    drawn, parity.without_zeros = parity.without_zeros, lambda model, seed: None
+    try:
+        parity.parity(ParityConfig(steps=1), LAYOUTS[:1])
+    except ValueError as error:
+        return str(error)
+    finally:
+        parity.without_zeros = drawn
+    return "all is well"
+
+
+EXCHANGES = [("ulysses", 4, 2), ("ulysses", 4, 4), ("gather", 4, 2), ("gather", 3, 4), ("auto", 4, 4), ("auto", 6, 4)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    work: dict[str, Any] = {f"{kind}-{heads}-{ranks}": partial(exchanged, kind, heads, ranks) for kind, heads, ranks in EXCHANGES}
+    work |= {"parity": partial(parity.parity, ParityConfig()), "fresh": fresh_model}
+    return together(work, Path(tmp_path_factory.mktemp("ranks")))
+
+
+@pytest.mark.parametrize(("kind", "heads", "ranks"), EXCHANGES)
+def test_an_exchange_is_attention(found: dict[str, Any], kind: str, heads: int, ranks: int) -> None:
+    name, forward, backward = found[f"{kind}-{heads}-{ranks}"]
+    assert name == {"ulysses": "Ulysses", "gather": "Gather", "auto": "Ulysses" if heads % ranks == 0 else "Gather"}[kind]
+    assert forward <= 1e-12 and backward <= 1e-12
+
+
+def test_layouts_agree(found: dict[str, Any]) -> None:
+    agreements: list[Agreement] = found["parity"]
+    assert {(a.axes, a.kind) for a in agreements} == set(runs(LAYOUTS[1:], RANKS))
+    assert {a.axes for a in agreements} == set(LAYOUTS[1:])
+    for agreement in agreements:
+        assert agreement.loss <= 1e-5 and agreement.worst[1] <= 1e-5, str(agreement)
+        assert any(name.startswith("text.bytes") for name in agreement.gradients)
+        assert len(agreement.gradients) == len(agreements[0].gradients) > 60
+
+
+def test_a_fresh_model_proves_nothing(found: dict[str, Any]) -> None:
+    assert "is zero: any layout would agree with it" in found["fresh"]
+
+
+def test_gradients_that_are_a_share_of_the_true_ones_are_seen() -> None:
+    true = Trace([1.0], [{"a": torch.tensor([1.0, -4.0]), "b": torch.ones(2)}])
+    half = Trace([1.0], [{"a": torch.tensor([0.5, -2.0]), "b": torch.ones(2)}])
+    assert compared(true, half, Axes(1, 2, 1), "gather").worst == ("a", 0.5)
+
+
+def test_tokens_must_divide_between_context_ranks() -> None:
+    with pytest.raises(ValueError, match="63 tokens do not divide between 4 context ranks"):
+        own_part(63, 0, 4)

@@ -1,8 +1,9 @@
 """What a folder of shards holds: one entry a sample, from the shards' own indexes, without opening a tar."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
@@ -11,6 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bucketing.shard_format import CAPTION, IMAGE, STORY, VIDEO, read_index
+
+if TYPE_CHECKING:
+    from training_bridge.view import View
 
 BLOCK = 512
 """Bytes of a tar's block; two empty ones end it."""
@@ -44,26 +48,41 @@ class Index:
     fingerprint: str
     """Of the names and contents of all indexes: the same samples in the same order have the same."""
 
+    def viewed(self, view: "View") -> "Index":
+        """The same rows by the shapes that a view makes of them, without those that it cannot show."""
+        groups: dict[Shape, list[NDArray[np.int64]]] = {}
+        for stored, rows in self.of_shape.items():
+            if (shape := view.shape_of(stored)) is not None:
+                groups.setdefault(shape, []).append(rows)
+        of_shape = {shape: np.sort(np.concatenate(parts)) for shape, parts in sorted(groups.items())}
+        seen = hashlib.sha256(f"{self.fingerprint}\0{view}".encode()).hexdigest()
+        return replace(self, of_shape=of_shape, fingerprint=seen[:32])
+
+
+ENCODED = "encoded-"
+"""How the folders of sidecars begin, beside the shards they belong to."""
 
 MEMBERS = {"media": (VIDEO, IMAGE), "json": (STORY,), "txt": (CAPTION,)}
 
 
-def read(root: str) -> Index:
-    """The index of all shards below a folder or URL.
+def read(root: str, only: Sequence[str] | None = None) -> Index:
+    """The index of all shards below a folder or URL, or of `only` these (`<bucket>/shard-000000.tar`).
 
     Raises ValueError where there is none, one is of another format version, a key occurs twice, or a tar is not as long
     as its index says.
     """
     fs, path = fsspec.core.url_to_fs(root)
-    names = sorted(name for name in fs.find(path) if name.endswith(".parquet") and not name.rsplit("/", 1)[-1].startswith("_"))
+    base = path.rstrip("/") + "/"
+    found = fs.find(path) if only is None else [base + shard.removesuffix(".tar") + ".parquet" for shard in only]
+    names = sorted(name for name in found if _is_index(name.removeprefix(base)))
     if not names:
         raise ValueError(f"{root!r} holds no shard that is finished: no index (.parquet) lies below it")
     digest, parts, shards = hashlib.sha256(), [], []
     for number, name in enumerate(names):
         shard = name.removesuffix(".parquet") + ".tar"
-        data = fs.cat_file(name)
-        own = name[len(path.rstrip("/")) + 1 :]
+        own = name.removeprefix(base)
         try:
+            data = fs.cat_file(name)
             table = read_index(pa.BufferReader(data))
             _check_length(table, fs.size(shard))
         except (ValueError, FileNotFoundError, pa.ArrowInvalid) as error:
@@ -76,6 +95,12 @@ def read(root: str) -> Index:
     if twice:
         raise ValueError(f"{root!r}: {twice} keys occur twice; name the folder of one split of one subset")
     return Index(root, tuple(shards), whole, _shapes(whole), digest.hexdigest()[:32])
+
+
+def _is_index(name: str) -> bool:
+    """Of a shard: not of a sidecar, nor of something that is still written."""
+    *folders, file = name.split("/")
+    return file.endswith(".parquet") and not file.startswith("_") and not any(part.startswith(ENCODED) for part in folders)
 
 
 def _check_length(table: pa.Table, size: int) -> None:

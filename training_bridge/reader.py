@@ -1,0 +1,242 @@
+"""From a sample of the plan to its pixels and text: one range read, checked, decoded; a bad sample has a substitute."""
+
+import contextlib
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from training_bridge.draws import generator
+from training_bridge.encoded import LATENT, Encoded, loads
+from training_bridge.index import Index, Shape
+from training_bridge.media import MediaError, decode_image, decode_video
+from training_bridge.plan import Sample
+from training_bridge.view import View, Window
+
+OPEN_FILES = 64
+"""Local tars that a process keeps open."""
+
+ATTEMPTS = 8
+"""Substitutes that are tried for one bad sample; all bad is a fault of the data, not of samples."""
+
+PIXELS, LATENTS = "pixels", "latents"
+"""Arrays that all samples of a shape have in one shape; any other is a text's encoding, as long as the text."""
+
+
+class BadSample(ValueError):
+    """A sample whose bytes are missing, or not those that the index speaks of."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset: a folder of shards, what is shown of its samples, and what is read of them instead of pixels and text."""
+
+    index: Index
+    view: View | None = None
+    encoded: tuple[Encoded, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a view of latents: they are of whole samples."""
+        if self.view is not None and any(part.name == LATENT for part in self.encoded):
+            raise ValueError(f"{self.index.root!r}: a view shows pixels; encoded latents are of whole samples")
+
+    @cached_property
+    def shown(self) -> Index:
+        """What to plan with: the index by the shapes that come out."""
+        return self.index if self.view is None else self.index.viewed(self.view)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample as it is trained on.
+
+    `arrays` has `pixels`, uint8 RGB of full range (3, T, H, W), or `latents`, float32 (C, T, H, W), and under their
+    encoders' names the text's encodings, float32 (L, D).
+    """
+
+    dataset: str
+    key: str
+    visit: int
+    arrays: dict[str, NDArray[Any]]
+    text: str
+    bad: tuple[tuple[str, str], ...] = ()
+    """Keys that this one stands in for, each with what is wrong with it."""
+
+
+def identity(sample: Sample) -> str:
+    """What a sample's draws are keyed by, beside seed and visit: a key has no slash, so no two have the same."""
+    return f"{sample.dataset}/{sample.key}"
+
+
+class Reader:
+    """Reads samples. Picklable; every process opens its own files."""
+
+    def __init__(self, sources: Mapping[str, Source], seed: int, *, cache_bytes: int = 2**28) -> None:
+        """Up to `cache_bytes` of the members last read are kept, in each process.
+
+        Raises ValueError where encodings are not those of the shards.
+        """
+        self.sources, self.seed = dict(sources), seed
+        self.joined = {name: [part.join(source.index) for part in source.encoded] for name, source in self.sources.items()}
+        self.cache = Cache(cache_bytes)
+        self.files: dict[str, Files] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": Cache(self.cache.most), "files": {}}
+
+    def read(self, sample: Sample) -> Example:
+        """A sample, or its substitute: always the same one, of the same dataset and shape.
+
+        Raises BadSample where the substitutes are bad too; OSError where a store does not answer (no sample is at fault).
+        """
+        bad: list[tuple[str, str]] = []
+        for attempt in range(ATTEMPTS):
+            stand_in = self._substitute(sample, attempt) if attempt else sample
+            if any(stand_in.key == key for key, _ in bad):
+                continue
+            try:
+                arrays, text = self._read(stand_in, sample)
+                return Example(sample.dataset, stand_in.key, sample.visit, arrays, text, tuple(bad))
+            except BadSample as error:
+                bad.append((stand_in.key, str(error)))
+        said = "; ".join(f"{key}: {why}" for key, why in bad)
+        raise BadSample(f"{sample.dataset}: a sample and all substitutes that were tried for it are bad: {said}")
+
+    def shape(self, sample: Sample) -> Shape:
+        """The stored shape of a sample."""
+        table = self.sources[sample.dataset].index.table
+        return Shape(*(int(table[side][sample.row].as_py()) for side in ("frames", "height", "width")))
+
+    def _substitute(self, sample: Sample, attempt: int) -> Sample:
+        source, stored = self.sources[sample.dataset], self.shape(sample)
+        shown = stored if source.view is None else source.view.shape_of(stored)
+        assert shown is not None, f"{sample} has no view"
+        rows = source.shown.of_shape[shown]
+        pick = generator(self.seed, identity(sample), sample.visit, f"substitute {attempt}").integers(len(rows))
+        row = int(rows[pick])
+        return Sample(sample.dataset, row, source.index.table["key"][row].as_py(), sample.visit)
+
+    def _read(self, sample: Sample, planned: Sample) -> tuple[dict[str, NDArray[Any]], str]:
+        """A sample's arrays and text; its view is drawn for the planned one. Raises BadSample."""
+        source = self.sources[sample.dataset]
+        members = self._members(sample)
+        arrays: dict[str, NDArray[Any]] = {part.name: loads(members[part.name]) for part in self.joined[sample.dataset]}
+        if LATENT in arrays:
+            arrays[LATENTS] = arrays.pop(LATENT)
+        else:
+            arrays[PIXELS] = self._pixels(source, sample, planned, members["media"])
+        return arrays, members.get("txt", b"").decode()
+
+    def _pixels(self, source: Source, sample: Sample, planned: Sample, data: bytes) -> NDArray[np.uint8]:
+        stored = self.shape(sample)
+        window = Window.whole(stored)
+        if source.view is not None:
+            window = source.view.draw(stored, generator(self.seed, identity(planned), planned.visit, "view"))
+        decode = decode_image if source.index.table["image"][sample.row].as_py() else decode_video
+        try:
+            return decode(data, stored, window)
+        except MediaError as error:
+            raise BadSample(str(error)) from error
+
+    def _members(self, sample: Sample) -> dict[str, bytes]:
+        """The bytes of those of a sample's members, and of its encodings, that are needed and there."""
+        which = (sample.dataset, sample.row)
+        if (held := self.cache.get(which)) is not None:
+            return held
+        index, joined = self.sources[sample.dataset].index, self.joined[sample.dataset]
+        places = {}
+        for name in ("txt",) if any(part.name == LATENT for part in joined) else ("media", "txt"):
+            place = tuple(index.table[f"{name}_{what}"][sample.row].as_py() for what in ("offset", "size", "sha256"))
+            if place[0] is not None:
+                places[name] = place
+        files = self._files(index.root)
+        held = files.members(index.shards[index.table["shard"][sample.row].as_py()], places)
+        for part in joined:
+            shard, place = part.place(sample.row)
+            held |= files.members(shard, {part.name: place})
+        self.cache.put(which, held)
+        return held
+
+    def _files(self, root: str) -> "Files":
+        if root not in self.files:
+            self.files[root] = Files(root)
+        return self.files[root]
+
+
+class Cache:
+    """The members last read, up to a number of bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.size = most, 0
+        self.held: OrderedDict[tuple[str, int], dict[str, bytes]] = OrderedDict()
+
+    def get(self, which: tuple[str, int]) -> dict[str, bytes] | None:
+        """What is held of a sample, which is thereby the last one to go."""
+        if (found := self.held.get(which)) is not None:
+            self.held.move_to_end(which)
+        return found
+
+    def put(self, which: tuple[str, int], members: dict[str, bytes]) -> None:
+        """Hold a sample's members, and let go of those not asked for the longest."""
+        self.held[which] = members
+        self.size += _size(members)
+        while self.size > self.most:
+            self.size -= _size(self.held.popitem(last=False)[1])
+
+
+def _size(members: Mapping[str, bytes]) -> int:
+    return sum(map(len, members.values()))
+
+
+@dataclass
+class Files:
+    """The tars below a folder or URL, opened by this process as they are needed."""
+
+    root: str
+    opened: OrderedDict[str, int] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.fs, self.path = fsspec.core.url_to_fs(self.root)
+        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+
+    def members(self, shard: str, places: Mapping[str, tuple[int, int, str]]) -> dict[str, bytes]:
+        """Members by name, each at (offset, size, sha256), with one read from the first to the last.
+
+        Raises BadSample where the file is gone or too short, or a member has other bytes.
+        """
+        if not places:
+            return {}
+        first, end = min(o for o, _, _ in places.values()), max(o + s for o, s, _ in places.values())
+        try:
+            data = memoryview(self._range(shard, first, end - first))
+        except FileNotFoundError as error:
+            raise BadSample(f"{shard} is gone") from error
+        found = {}
+        for name, (offset, size, sha256) in places.items():
+            found[name] = bytes(data[offset - first : offset - first + size])
+            if hashlib.sha256(found[name]).hexdigest() != sha256:
+                raise BadSample(f"{shard} holds other bytes at {offset} than its index says")
+        return found
+
+    def _range(self, shard: str, offset: int, size: int) -> bytes:
+        path = f"{self.path.rstrip('/')}/{shard}"
+        if not self.local:
+            return bytes(self.fs.cat_file(path, offset, offset + size))
+        if (file := self.opened.get(shard)) is None:
+            file = self.opened[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if len(self.opened) > OPEN_FILES:
+                os.close(self.opened.popitem(last=False)[1])
+        self.opened.move_to_end(shard)
+        return os.pread(file, size, offset)
+
+    def __del__(self) -> None:
+        for file in self.opened.values():
+            with contextlib.suppress(OSError):
+                os.close(file)

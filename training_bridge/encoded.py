@@ -69,9 +69,7 @@ class Encoded:
     def __post_init__(self) -> None:
         """Raises ValueError for a name that is no plain word, or that something else of a sample has."""
         if not NAME.fullmatch(self.name) or self.name in TAKEN:
-            raise ValueError(
-                f"{self.name!r} cannot name encodings: small letters, digits and _, and none of {', '.join(TAKEN)}"
-            )
+            raise ValueError(f"{self.name!r} names no encodings: small letters, digits and _, none of {', '.join(TAKEN)}")
 
     @property
     def folder(self) -> str:

@@ -98,7 +98,7 @@ def load(file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
 
 def tree(file: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     """The settings of a YAML file, unchecked, with `a.b=c` on top. Raises ConfigError where it is no mapping."""
-    settings: Any = {}
+    settings: dict[str, Any] = {}
     if file is not None:
         try:
             settings = yaml.safe_load(file.read_text()) or {}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curation.errors import ConfigError, StageError
+from curation.errors import ConfigError
 from jobs.config import tree
 
 
@@ -51,6 +51,7 @@ def _train(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except NotFinite as error:
-        raise StageError(str(error)) from error
+        print(f"reelset: {error}", file=sys.stderr)
+        return 1
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", module]
     return subprocess.run([*command, str(output)], check=False).returncode

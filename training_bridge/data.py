@@ -103,7 +103,7 @@ class ShardData:
         config, layout, rank = self.config, self.layout, self.ranks.rank
         micro_tokens = config.micro_tokens or config.global_tokens
 
-        def place(shape: Shape) -> tuple[int, int] | None:
+        def part_of(shape: Shape) -> tuple[int, int] | None:
             """Whose part this rank reads in steps of a shape; None: a peer reads for it."""
             return layout.place(rank, shape.frames) if layout.peers(rank, shape.frames)[0] == rank else None
 
@@ -114,7 +114,7 @@ class ShardData:
             self.draw,
             start=start,
             end=end,
-            place=place,
+            part_of=part_of,
             micro_tokens=micro_tokens,
             workers=workers,
             prefetch=config.prefetch,

@@ -18,13 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from training_bridge.index import Shape
-from training_bridge.plan import Plan, Sample, Slot, part
+from training_bridge.loop import DIGEST_BYTES
+from training_bridge.plan import Plan, Sample, Slot, part, tokens
 from training_bridge.reader import LATENTS, PIXELS, BadSample, Example, Reader
 
 STACKED = (PIXELS, LATENTS)
 """Arrays of one shape in all of a step's samples; those of texts are as long as their texts."""
-
-DIGEST_BYTES = 16
 
 Draw = Callable[[int, Sample, dict[str, tuple[int, ...]]], dict[str, NDArray[Any]]]
 """(seed, sample, shapes of its arrays) -> its draws. It runs in the workers, so it must be picklable: a function of a
@@ -58,6 +57,11 @@ class Batch:
     """Keys of bad samples that others stand in for, and what is wrong with them."""
 
     @property
+    def step_tokens(self) -> float:
+        """Latent tokens of the whole step."""
+        return self.total_weight * tokens(self.shape)
+
+    @property
     def replaced(self) -> int:
         """How many of its samples are bad, or stood in for one that is bad too."""
         return len(self.bad)
@@ -80,6 +84,18 @@ class Batch:
         )
 
 
+Parting = Callable[[Shape], tuple[int, int] | None]
+"""Shape of a step -> (data rank, data ranks), or None where this rank does not read such steps."""
+
+
+def of(rank: int, world: int) -> Parting:
+    """One data rank of `world`, whatever the shape."""
+    return lambda shape: (rank, world)
+
+
+ALONE = of(0, 1)
+
+
 def no_draws(seed: int, sample: Sample, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
     """For those who draw for themselves."""
     return {}
@@ -91,8 +107,8 @@ def micro_batches(
     draw: Draw = no_draws,
     *,
     start: int,
-    rank: int,
-    world: int,
+    end: int | None = None,
+    part_of: Parting = ALONE,
     micro_tokens: int,
     workers: int,
     prefetch: int = 2,
@@ -101,14 +117,14 @@ def micro_batches(
     pin_memory: bool = False,
     context: Literal["forkserver", "spawn", "fork"] = "forkserver",
 ) -> Iterator[Batch]:
-    """A data rank's micro-batches from step `start` on, for ever.
+    """A rank's micro-batches from step `start` on, to `end` or for ever; `part_of` says which part of a step it reads.
 
     `workers` processes read `prefetch` micro-batches ahead each; with 0 this one reads. More than `bad_budget` different
     bad samples raise BadSample with their keys. A worker that dies raises RuntimeError; one that is at a micro-batch for
     `timeout_s` says where, and dies. `fork` needs no picklable `draw`, but may hang in a process that has threads, as
     those with CUDA do.
     """
-    places, micros = _places(plan, start, rank, world, micro_tokens), Micros(reader, draw, timeout_s)
+    places, micros = _places(plan, start, end, part_of, micro_tokens), Micros(reader, draw, timeout_s)
     read: Iterable[Batch] = map(micros.__getitem__, places)
     if workers:
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # its imports are paid for once
@@ -143,11 +159,12 @@ class Place:
     total_weight: float
 
 
-def _places(plan: Plan, start: int, rank: int, world: int, micro_tokens: int) -> Iterator[Place]:
+def _places(plan: Plan, start: int, end: int | None, part_of: Parting, micro_tokens: int) -> Iterator[Place]:
     number = start
-    while True:
+    while end is None or number < end:
         step = plan.step(number)
-        parts = part(step, rank, world, micro_tokens)
+        own = part_of(step.shape)
+        parts = [] if own is None else part(step, *own, micro_tokens)
         for micro, slots in enumerate(parts):
             yield Place(number, micro, len(parts), step.shape, slots, float(len(step.samples)))
         number += 1
@@ -214,16 +231,3 @@ def slot_digest(example: Example, draws: dict[str, NDArray[Any]]) -> bytes:
     for name, drawn in sorted(draws.items()):
         digest.update(f"\0{name}\0{drawn.dtype.str}\0{drawn.shape}\0".encode() + drawn.tobytes())
     return digest.digest()
-
-
-def step_digest(digests: Iterable[bytes]) -> str:
-    """Of all samples of a step, from the digests of their slots: those of rank 0's micro-batches, then rank 1's, ...
-
-    That is the order of the step's samples at any world size. Zeros, with which an all-gather fills up ranks that have
-    fewer, are passed over.
-    """
-    whole = blake2b(digest_size=DIGEST_BYTES)
-    for digest in digests:
-        if any(digest):
-            whole.update(digest)
-    return whole.hexdigest()

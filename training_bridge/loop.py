@@ -37,6 +37,9 @@ SPIKE_OVER = 50
 """Steps of a shape whose mean loss a spike is measured against."""
 
 
+DIGEST_BYTES = 16
+
+
 class NotFinite(Exception):
     """A loss or gradient that is no number; the text names the step and its samples."""
 
@@ -83,8 +86,10 @@ class Task(Protocol):
     """What a trainer brings."""
 
     name: str
-    draw: "Draw"
-    """What is drawn for each sample, in the workers."""
+
+    @property
+    def draw(self) -> "Draw":
+        """What is drawn for each sample, in the workers."""
 
     def build(self) -> nn.ModuleDict:
         """The parts of the model, on the CPU; only `forward` of parts and blocks is ever called."""
@@ -195,8 +200,12 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 def step_digest(digests: Iterable[bytes]) -> str:
-    """Of all samples of a step in the step's order, each with its visit and its draws: 32 hexadecimal digits."""
-    return blake2b(b"".join(digests), digest_size=16).hexdigest()
+    """Of all samples of a step, from the digests of their slots: those of rank 0's micro-batches, then rank 1's, ...
+
+    That is the order of the step's samples at any world size. Zeros, with which an all-gather fills up ranks that have
+    fewer, are passed over.
+    """
+    return blake2b(b"".join(digest for digest in digests if any(digest)), digest_size=DIGEST_BYTES).hexdigest()
 
 
 class Trainer:
@@ -374,20 +383,13 @@ class Trainer:
 
     def _digest(self, own: Sequence[bytes], batch: "Batch") -> str:
         """The step's digest from all ranks' parts, in the order of the step."""
-        frames = batch.shape.frames
-        most = batch.micros * len(batch.weights)
-        mine = torch.zeros(most + 1, 16, dtype=torch.uint8)
-        mine[0, :4] = torch.tensor(list(len(own).to_bytes(4, "big")), dtype=torch.uint8)
+        mine = torch.zeros(batch.micros * len(batch.weights), DIGEST_BYTES, dtype=torch.uint8)
         if own:
-            mine[1 : len(own) + 1] = torch.frombuffer(bytearray(b"".join(own)), dtype=torch.uint8).view(-1, 16)
+            mine[: len(own)] = torch.frombuffer(bytearray(b"".join(own)), dtype=torch.uint8).view(-1, DIGEST_BYTES)
         rows = [torch.empty_like(mine) for _ in range(self.ranks.world)]
         dist.all_gather(rows, mine, group=self.ranks.control)
-        first = [rows[r] for r in range(self.ranks.world) if self.layout.peers(r, frames)[0] == r]
-        found = []
-        for row in first:
-            count = int.from_bytes(bytes(row[0, :4].tolist()), "big")
-            found += [bytes(digest) for digest in row[1 : count + 1].tolist()]
-        return step_digest(found)
+        first = [r for r in range(self.ranks.world) if self.layout.peers(r, batch.shape.frames)[0] == r]
+        return step_digest(bytes(digest) for r in first for digest in rows[r].tolist())
 
     def validate(self) -> dict[str, float]:
         """Measures over the held-out samples with the averaged weights, all shapes together and each alone."""

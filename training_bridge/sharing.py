@@ -1,7 +1,7 @@
 """One rank of a model-parallel group reads, and its peers receive the same micro-batches as plain tensors."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -12,45 +12,45 @@ from torch import Tensor
 from training_bridge.index import Shape
 from training_bridge.loader import Batch
 
-END, FAILED = 0, -1
+FAILED = -1
 """Sent instead of a head's length."""
 
 
-def shared(batches: Iterator[Batch] | None, group: dist.ProcessGroup, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    """The same batches on all ranks of a group, on their devices: its first rank reads, the others give None.
+def shared(batches: Iterator[Batch], turns: Iterable[dist.ProcessGroup | None]) -> Iterator[Batch]:
+    """A rank's micro-batches, one for each of `turns`: the gloo group that shares it, or None where this rank is alone.
 
-    A head says what follows, so that peers can make room; then come the tensors, as bytes. Nothing is pickled. Where the
-    first rank fails the others raise RuntimeError; they do not wait.
+    The first rank of a group takes the next of `batches`, its peers receive it and take none. A head says what follows, so
+    that they can make room; then come the tensors, as bytes. Nothing is pickled. Where the first rank fails the others
+    raise RuntimeError; they do not wait.
     """
-    if dist.get_rank(group):
-        while (batch := _received(group, device)) is not None:
+    for group in turns:
+        if group is None:
+            yield next(batches)
+        elif dist.get_rank(group):
+            yield _received(group)
+        else:
+            batch = _next(batches, group)
+            _send(batch, group)
             yield batch
-        return
-    assert batches is not None, "the first rank of a group reads"
-    while (read := _next(batches, group, device)) is not None:
-        batch = read.to(device)
-        _send(batch, group, device)
-        yield batch
-    _say(END, group, device)
 
 
-def _next(batches: Iterator[Batch], group: dist.ProcessGroup, device: torch.device | str) -> Batch | None:
-    """The next batch, or None after the last; what goes wrong is said to the peers first."""
+def _next(batches: Iterator[Batch], group: dist.ProcessGroup) -> Batch:
+    """The next batch; what goes wrong is said to the peers first."""
     failed = True
     try:
-        batch = next(batches, None)
+        batch = next(batches)
         failed = False
     finally:
         if failed:
-            _say(FAILED, group, device)
+            _say(FAILED, group)
     return batch
 
 
-def _say(length: int, group: dist.ProcessGroup, device: torch.device | str) -> None:
-    dist.broadcast(torch.tensor([length], dtype=torch.int64, device=device), group=group, group_src=0)
+def _say(length: int, group: dist.ProcessGroup) -> None:
+    dist.broadcast(torch.tensor([length], dtype=torch.int64), group=group, group_src=0)
 
 
-def _send(batch: Batch, group: dist.ProcessGroup, device: torch.device | str) -> None:
+def _send(batch: Batch, group: dist.ProcessGroup) -> None:
     tensors = _flat(batch)
     head = {
         "plain": [batch.step, batch.micro, batch.micros, batch.total_weight, batch.texts, batch.keys, batch.bad],
@@ -60,26 +60,24 @@ def _send(batch: Batch, group: dist.ProcessGroup, device: torch.device | str) ->
         "tensors": [[name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in tensors.items()],
     }
     data = json.dumps(head).encode()
-    _say(len(data), group, device)
-    dist.broadcast(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device), group=group, group_src=0)
+    _say(len(data), group)
+    dist.broadcast(torch.frombuffer(bytearray(data), dtype=torch.uint8), group=group, group_src=0)
     for tensor in tensors.values():
         if tensor.numel():
             dist.broadcast(_bytes(tensor.contiguous()), group=group, group_src=0)
 
 
-def _received(group: dist.ProcessGroup, device: torch.device | str) -> Batch | None:
-    length = torch.empty(1, dtype=torch.int64, device=device)
+def _received(group: dist.ProcessGroup) -> Batch:
+    length = torch.empty(1, dtype=torch.int64)
     dist.broadcast(length, group=group, group_src=0)
-    if (size := int(length.item())) == END:
-        return None
-    if size == FAILED:
+    if (size := int(length.item())) == FAILED:
         raise RuntimeError("the rank that reads for this group has failed; its own error says why")
-    data = torch.empty(size, dtype=torch.uint8, device=device)
+    data = torch.empty(size, dtype=torch.uint8)
     dist.broadcast(data, group=group, group_src=0)
-    head: dict[str, Any] = json.loads(bytes(data.cpu().numpy()))
+    head: dict[str, Any] = json.loads(bytes(data.numpy()))
     tensors = {}
     for name, dtype, shape in head["tensors"]:
-        tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+        tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
         if prod(shape):
             dist.broadcast(_bytes(tensors[name]), group=group, group_src=0)
     return _batch(head, tensors)

@@ -14,7 +14,8 @@ import torch
 
 from tests.training_bridge.samples import STILL, TALL, WIDE, damage, draw_noise, make_shards
 from training_bridge import index
-from training_bridge.loader import Batch, Draw, micro_batches, step_digest
+from training_bridge.loader import Batch, Draw, micro_batches, of
+from training_bridge.loop import step_digest
 from training_bridge.plan import Mix, Plan, Sample, tokens
 from training_bridge.reader import BadSample, Reader, Source
 from training_bridge.view import View
@@ -40,7 +41,7 @@ def made(folder: Path) -> tuple[Plan, Reader]:
 
 def steps(folder: Path, rank: int, world: int, workers: int, start: int, end: int = END) -> list[Batch]:
     plan, reader = made(folder)
-    settings = {"rank": rank, "world": world, "micro_tokens": 2 * tokens(WIDE), "workers": workers}
+    settings = {"part_of": of(rank, world), "micro_tokens": 2 * tokens(WIDE), "workers": workers}
     batches = micro_batches(plan, reader, draw_noise, start=start, prefetch=1 + rank, **settings)  # type: ignore[arg-type]
     return list(takewhile(lambda batch: batch.step < end, batches))
 
@@ -118,7 +119,7 @@ def other_times(seed: int, sample: Sample, shapes: dict[str, tuple[int, ...]]) -
 
 def test_a_digest_is_of_samples_visits_and_draws(shards: Path, alone: dict[int, list[dict[str, object]]]) -> None:
     plan, reader = made(shards)
-    settings = {"start": 0, "rank": 0, "world": 1, "micro_tokens": 10**6, "workers": 0}
+    settings = {"start": 0, "micro_tokens": 10**6, "workers": 0}
     first = next(micro_batches(plan, reader, other_times, **settings))  # type: ignore[arg-type]
     assert first.keys == [s["key"] for s in alone[0]]
     assert not set(first.digests) & {s["digest"] for s in alone[0]}, "the smallest change of one draw"
@@ -140,7 +141,7 @@ def test_bad_samples_are_counted_up_to_a_budget(shards: Path, tmp_path: Path, wo
     damage(folder, "c001")
     damage(folder, "c004")
     plan, reader = made(folder)
-    settings = {"start": 0, "rank": 0, "world": 1, "micro_tokens": 10**6, "workers": workers, "bad_budget": 2}
+    settings = {"start": 0, "micro_tokens": 10**6, "workers": workers, "bad_budget": 2}
     replaced = 0
     for batch in takewhile(lambda b: b.step < 20, micro_batches(plan, reader, draw_noise, **settings)):  # type: ignore[arg-type]
         planned = [sample.key for sample in plan.step(batch.step).samples]
@@ -166,6 +167,6 @@ def hang(seed: int, sample: Sample, shapes: dict[str, tuple[int, ...]]) -> dict[
 @pytest.mark.parametrize("fault", [die, hang])
 def test_a_worker_that_dies_or_hangs_is_an_error(shards: Path, fault: Draw) -> None:
     plan, reader = made(shards)
-    settings = {"start": 0, "rank": 0, "world": 1, "micro_tokens": 10**6, "workers": 1, "timeout_s": 1.0}
+    settings = {"start": 0, "micro_tokens": 10**6, "workers": 1, "timeout_s": 1.0}
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
         next(micro_batches(plan, reader, fault, **settings))  # type: ignore[arg-type]

@@ -156,7 +156,9 @@ def _ragged(config: EncoderConfig, states_BLD: Tensor, lengths_B: Tensor) -> lis
     kept = states_BLD.to("cpu", torch.float16)
     arrays: list[NDArray[np.float16]] = [row[: int(n)].numpy() for row, n in zip(kept, lengths_B, strict=True)]
     if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError(f"text encoder {config.name!r} gives numbers that are not finite, or beyond float16, in {config.dtype}")
+        raise ValueError(
+            f"text encoder {config.name!r} gives numbers that are not finite, or beyond float16, in {config.dtype}"
+        )
     return arrays
 
 
@@ -175,7 +177,10 @@ Padded = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def padded(
-    encodings: Mapping[str, Sequence[Tensor]], drop: Sequence[bool], null: Mapping[str, Tensor], device: str | torch.device = "cpu"
+    encodings: Mapping[str, Sequence[Tensor]],
+    drop: Sequence[bool],
+    null: Mapping[str, Tensor],
+    device: str | torch.device = "cpu",
 ) -> Padded:
     """A batch of ragged encodings, where those of dropped samples are the empty caption's, `null`."""
     values, masks = {}, {}

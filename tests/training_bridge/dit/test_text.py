@@ -15,6 +15,7 @@ from training_bridge.dit.text import EncoderConfig, TextTokens, byte_ids, load, 
 BYTES = EncoderConfig(name="letters", kind="bytes", width=32, limit=24)
 CAPTIONS = ["A dog runs.", "", 'A long walk past a sign that says "FRESH FISH" in red, and on.']
 
+
 @pytest.fixture(scope="module", autouse=True)
 def packages() -> None:
     """A torchvision of another torch is mended before transformers or open_clip import it."""

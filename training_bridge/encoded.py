@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import fsspec
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bucketing.shard_format import Facts, TarWriter, read_index
-from training_bridge.index import ENCODED, Index
+from training_bridge.index import ENCODED, Index, check_length
 
 LATENT = "latent"
 """The name of latents; any other is a text encoder's."""
@@ -46,6 +46,7 @@ class LatentEncoder(Protocol):
         """RGB (3, T, H, W) -> latents (C, T, H, W)."""
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Turns texts into encodings of their real tokens. Picklable before `open`."""
 
@@ -98,9 +99,10 @@ class Encoded:
         fs, root = fsspec.core.url_to_fs(index.root)
         try:
             table = read_index(pa.BufferReader(fs.cat_file(f"{root.rstrip('/')}/{place}.parquet")))
+            check_length(table, fs.size(f"{root.rstrip('/')}/{place}.tar"))
         except FileNotFoundError as error:
             said = f"{index.shards[number]} has no {self.name} of encoder {self.fingerprint!r}"
-            raise ValueError(f"{said}: {place}.parquet is not there") from error
+            raise ValueError(f"{said}: {place}.parquet, or its tar, is not there") from error
         except (ValueError, pa.ArrowInvalid) as error:
             raise ValueError(f"{place}.parquet: {error}") from error
         made_by, made_of = ((table.schema.metadata or {}).get(name, b"").decode() for name in (MADE_BY, MADE_OF))

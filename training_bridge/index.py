@@ -84,7 +84,7 @@ def read(root: str, only: Sequence[str] | None = None) -> Index:
         try:
             data = fs.cat_file(name)
             table = read_index(pa.BufferReader(data))
-            _check_length(table, fs.size(shard))
+            check_length(table, fs.size(shard))
         except (ValueError, FileNotFoundError, pa.ArrowInvalid) as error:
             raise ValueError(f"{own}: {error}") from error
         digest.update(f"{own}\0".encode() + hashlib.sha256(data).digest())
@@ -103,7 +103,7 @@ def _is_index(name: str) -> bool:
     return file.endswith(".parquet") and not file.startswith("_") and not any(part.startswith(ENCODED) for part in folders)
 
 
-def _check_length(table: pa.Table, size: int) -> None:
+def check_length(table: pa.Table, size: int) -> None:
     """Raises ValueError where a tar cannot be the one that an index speaks of."""
     end = max((o + s for o, s in zip(table["offset"].to_pylist(), table["size"].to_pylist(), strict=True)), default=0)
     if size != -(-end // BLOCK) * BLOCK + 2 * BLOCK:

@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,8 +102,7 @@ class Reader:
             if any(stand_in.key == key for key, _ in bad):
                 continue
             try:
-                arrays, text = self._read(stand_in, sample)
-                return Example(sample.dataset, stand_in.key, sample.visit, arrays, text, tuple(bad))
+                return replace(self.exactly(stand_in, sample), bad=tuple(bad))
             except BadSample as error:
                 bad.append((stand_in.key, str(error)))
         said = "; ".join(f"{key}: {why}" for key, why in bad)
@@ -123,16 +122,20 @@ class Reader:
         row = int(rows[pick])
         return Sample(sample.dataset, row, source.index.table["key"][row].as_py(), sample.visit)
 
-    def _read(self, sample: Sample, planned: Sample) -> tuple[dict[str, NDArray[Any]], str]:
-        """A sample's arrays and text; its view is drawn for the planned one. Raises BadSample."""
+    def exactly(self, sample: Sample, planned: Sample | None = None) -> Example:
+        """This sample and no other, with the view that is drawn for the planned one. Raises BadSample."""
         source = self.sources[sample.dataset]
         members = self._members(sample)
         arrays: dict[str, NDArray[Any]] = {part.name: loads(members[part.name]) for part in self.joined[sample.dataset]}
         if LATENT in arrays:
             arrays[LATENTS] = arrays.pop(LATENT)
         else:
-            arrays[PIXELS] = self._pixels(source, sample, planned, members["media"])
-        return arrays, members.get("txt", b"").decode()
+            arrays[PIXELS] = self._pixels(source, sample, planned or sample, members["media"])
+        return Example(sample.dataset, sample.key, sample.visit, arrays, members.get("txt", b"").decode())
+
+    def text(self, sample: Sample) -> str:
+        """Only a sample's text; "" where it has none. Raises BadSample."""
+        return self._own(sample, ("txt",)).get("txt", b"").decode()
 
     def _pixels(self, source: Source, sample: Sample, planned: Sample, data: bytes) -> NDArray[np.uint8]:
         stored = self.shape(sample)
@@ -146,23 +149,24 @@ class Reader:
             raise BadSample(str(error)) from error
 
     def _members(self, sample: Sample) -> dict[str, bytes]:
-        """The bytes of those of a sample's members, and of its encodings, that are needed and there."""
-        which = (sample.dataset, sample.row)
-        if (held := self.cache.get(which)) is not None:
-            return held
-        index, joined = self.sources[sample.dataset].index, self.joined[sample.dataset]
-        places = {}
-        for name in ("txt",) if any(part.name == LATENT for part in joined) else ("media", "txt"):
+        """The bytes of a sample's members and encodings, those that are needed and there."""
+        which, joined = (sample.dataset, sample.row), self.joined[sample.dataset]
+        if (held := self.cache.get(which)) is None:
+            held = self._own(sample, ("txt",) if any(part.name == LATENT for part in joined) else ("media", "txt"))
+            for part in joined:
+                shard, place = part.place(sample.row)
+                held |= self._files(part.root).members(shard, {part.name: place})
+            self.cache.put(which, held)
+        return held
+
+    def _own(self, sample: Sample, names: Sequence[str]) -> dict[str, bytes]:
+        """Those of a sample's members that it has."""
+        index, places = self.sources[sample.dataset].index, {}
+        for name in names:
             place = tuple(index.table[f"{name}_{what}"][sample.row].as_py() for what in ("offset", "size", "sha256"))
             if place[0] is not None:
                 places[name] = place
-        files = self._files(index.root)
-        held = files.members(index.shards[index.table["shard"][sample.row].as_py()], places)
-        for part in joined:
-            shard, place = part.place(sample.row)
-            held |= files.members(shard, {part.name: place})
-        self.cache.put(which, held)
-        return held
+        return self._files(index.root).members(index.shards[index.table["shard"][sample.row].as_py()], places)
 
     def _files(self, root: str) -> "Files":
         if root not in self.files:

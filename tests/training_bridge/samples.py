@@ -10,9 +10,11 @@ from PIL import Image
 
 from bucketing.shard_format import Facts, TarWriter, story
 from tests.media_samples import make_video, numbered
+from training_bridge import encoded, index
+from training_bridge.encoded import Encoded
 from training_bridge.index import Shape
 from training_bridge.plan import Sample
-from training_bridge.reader import Reader
+from training_bridge.reader import Reader, Source
 
 WIDE, TALL, STILL = Shape(24, 48, 72), Shape(24, 72, 48), Shape(1, 48, 72)
 FRAMES = 32
@@ -72,10 +74,10 @@ def sample_of(reader: Reader, key: str, visit: int = 0, dataset: str = "d") -> S
 
 def damage(folder: Path, key: str, member: str = "mp4") -> None:
     """Turn around a byte in the middle of a member."""
-    for index in folder.rglob("*.parquet"):
-        for row in pq.read_table(index).to_pylist():
+    for place in folder.rglob("*.parquet"):
+        for row in pq.read_table(place).to_pylist():
             if row["member"] == f"{key}.{member}":
-                tar = index.with_suffix(".tar")
+                tar = place.with_suffix(".tar")
                 data = bytearray(tar.read_bytes())
                 data[row["offset"] + row["size"] // 2] ^= 255
                 tar.write_bytes(bytes(data))
@@ -91,3 +93,55 @@ def draw_noise(seed: int, sample: Sample, shapes: dict[str, tuple[int, ...]]) ->
     rng = generator(seed, identity(sample), sample.visit, "noise")
     noise = rng.standard_normal(shapes["pixels"][1:2], dtype=np.float32)
     return {"noise": noise, "time": np.float32(rng.uniform()), "drop": np.bool_(rng.uniform() < 0.1)}
+
+
+class TinyLatents:
+    """8 x 8 x 8 means of each colour, as a latent encoder."""
+
+    fingerprint = "tiny latents, weights 1"
+
+    def open(self) -> None:
+        self.ready = True
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        assert self.ready
+        _, frames, height, width = pixels.shape
+        blocks = pixels[:, : -(-frames // 8) * 8].reshape(3, -(-frames // 8), -1, height // 8, 8, width // 8, 8)
+        return (blocks.mean(axis=(2, 4, 6)) / 127.5 - 1).astype(np.float32)
+
+
+class TinyTexts:
+    """A row a letter, as a text encoder; the empty text has its end token."""
+
+    name = "letters"
+    fingerprint = "tiny texts, weights 1"
+
+    def open(self) -> None:
+        self.ready = True
+
+    def encode_text(self, texts: list[str]) -> list[np.ndarray]:
+        assert self.ready
+        return [np.array([[ord(letter), n] for n, letter in enumerate(text + "\0")], np.float32) for text in texts]
+
+
+def encode_shards(folder: Path, encoder: TinyLatents | TinyTexts) -> Encoded:
+    """Every shard's sidecar, as the job writes it."""
+    encoder.open()
+    shards = index.read(str(folder))
+    reader = Reader({"d": Source(shards)}, 0)
+    kind = Encoded("latent" if isinstance(encoder, TinyLatents) else encoder.name, encoder.fingerprint)
+    for number, shard in enumerate(shards.shards):
+        samples = [sample_of(reader, key) for key in encoded.rows_of(shards, number)["key"].to_pylist()]
+        if isinstance(encoder, TinyLatents):
+            arrays = [encoder.encode(reader.read(sample).arrays["pixels"]) for sample in samples]
+        else:
+            arrays = encoder.encode_text([reader.text(sample) for sample in samples])
+            empty = folder / kind.empty_place(shard)
+            empty.parent.mkdir(exist_ok=True)
+            empty.write_bytes(encoded.dumps(encoder.encode_text([""])[0]))
+        place = folder / kind.place(shard)
+        place.parent.mkdir(exist_ok=True)
+        with place.with_suffix(".tar").open("wb") as out:
+            table = encoded.write(out, kind, shards, number, arrays)
+        pq.write_table(table, place.with_suffix(".parquet"))
+    return kind

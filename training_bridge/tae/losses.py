@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_bridge.tae.weights import read_pt
+from training_bridge.tae.weights import read_pt, shortly
 
 RADIUS = 3.0
 """r of the outlier penalty: how many standard deviations are free."""
@@ -122,7 +122,7 @@ class Lpips(nn.Module):
             try:
                 module.load_state_dict(tensors)
             except RuntimeError as error:
-                raise ValueError(f"{path!r} is not of the published layout: {error}") from error
+                raise ValueError(f"{path!r} is not of the published layout: {shortly(error)}") from error
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
         self.requires_grad_(False)

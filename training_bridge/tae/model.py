@@ -271,7 +271,7 @@ class Cosines(nn.Module):
 def cosines(n: int) -> Tensor:
     """The orthonormal DCT-II of length n: rows are frequencies."""
     at = torch.arange(n, dtype=torch.float64)
-    rows = torch.cos(torch.pi * (2 * at[None] + 1) * at[:, None] / (2 * n)) * (2 / n) ** 0.5
+    rows: Tensor = torch.cos(torch.pi * (2 * at[None] + 1) * at[:, None] / (2 * n)) * (2 / n) ** 0.5
     rows[0] /= 2**0.5
     return rows.float()
 

@@ -93,6 +93,12 @@ def load_plain(path: str) -> dict[str, Any]:
     return loaded
 
 
+def shortly(error: RuntimeError) -> str:
+    """The first complaint of `load_state_dict`, of what may be hundreds."""
+    lines = str(error).splitlines()
+    return " ".join(line.strip() for line in lines[:2]) + (f" (and {len(lines) - 2} more)" if len(lines) > 2 else "")
+
+
 def modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same under the present names of attention."""
     found = {}

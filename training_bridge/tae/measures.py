@@ -105,7 +105,7 @@ class Rfvd:
                 warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, in which I3D for FVD is published
                 self.extractor = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            raise ValueError(f"{path!r} is no TorchScript file: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{path!r} is no TorchScript file: {str(error).partition(chr(10))[0]}") from error
         self.ours, self.real = Moments(), Moments()
 
     @torch.no_grad()

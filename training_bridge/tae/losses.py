@@ -155,9 +155,10 @@ class Discriminator(nn.Module):
         self.space, self.time, self.norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         sizes = [3, width, 2 * width, 4 * width, 8 * width, 1]
         for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
-            self.space.append(nn.Conv2d(inputs, outputs, 4, stride=2 if layer < 3 else 1, padding=1))
+            normed = 0 < layer < 4  # and then a bias before it would do nothing
+            self.space.append(nn.Conv2d(inputs, outputs, 4, stride=2 if layer < 3 else 1, padding=1, bias=not normed))
             self.time.append(nn.Conv3d(outputs, outputs, (3, 1, 1), padding=(1, 0, 0), padding_mode="replicate"))
-            self.norms.append(nn.GroupNorm(min(32, outputs), outputs) if 0 < layer < 4 else nn.Identity())
+            self.norms.append(nn.GroupNorm(min(32, outputs), outputs) if normed else nn.Identity())
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """Scores of patches (B, 1, T, h, w), high for what looks real. Frames are 32 pixels or more."""

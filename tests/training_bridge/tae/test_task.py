@@ -215,7 +215,7 @@ def test_parts_groups_and_what_is_refused(tmp_path: Path, caplog: pytest.LogCapt
     grouped = [p for group in task.groups(model) for p in group["params"]]
     assert len({id(p) for p in grouped}) == len(grouped) == len(list(model.parameters()))
     blocks = list(task.blocks(model))
-    assert len(set(blocks)) == len(blocks) == 5 + 5 + 2  # two of them the middles
+    assert len(set(blocks)) == len(blocks) == 2 * (2 + 1)  # two blocks in levels, and a middle
     with pytest.raises(ValueError, match="context 1 and tensor 1, not 2 and 1"):
         task.parallelize(model, SimpleNamespace(context=2, tensor=1), None)
     assert task.fingerprint() != TaeTask(TaeConfig(model=SMALL)).fingerprint()

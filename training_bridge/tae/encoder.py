@@ -16,7 +16,7 @@ from torch import Tensor
 
 from training_bridge.tae import tiling
 from training_bridge.tae.model import Decoder, Encoder, ModelConfig
-from training_bridge.tae.weights import load_plain
+from training_bridge.tae.weights import load_plain, shortly
 
 FORMAT = "reelset-tae-1"
 
@@ -57,7 +57,7 @@ def load(path: str, settings: Mapping[str, Any] | None = None) -> tuple[Encoder,
         try:
             part.load_state_dict(own, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"{path!r} is of another architecture: {error}") from error
+            raise ValueError(f"{path!r} is of another architecture: {shortly(error)}") from error
         part.eval().requires_grad_(False)
     return encoder, decoder
 

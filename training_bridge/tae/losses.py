@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_bridge.tae.weights import read_pt
+from training_bridge.tae.weights import read_pt, shortly
 
 RADIUS = 3.0
 """r of the outlier penalty: how many standard deviations are free."""
@@ -122,7 +122,7 @@ class Lpips(nn.Module):
             try:
                 module.load_state_dict(tensors)
             except RuntimeError as error:
-                raise ValueError(f"{path!r} is not of the published layout: {error}") from error
+                raise ValueError(f"{path!r} is not of the published layout: {shortly(error)}") from error
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
         self.requires_grad_(False)
@@ -155,9 +155,10 @@ class Discriminator(nn.Module):
         self.space, self.time, self.norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         sizes = [3, width, 2 * width, 4 * width, 8 * width, 1]
         for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
-            self.space.append(nn.Conv2d(inputs, outputs, 4, stride=2 if layer < 3 else 1, padding=1))
+            normed = 0 < layer < 4  # and then a bias before it would do nothing
+            self.space.append(nn.Conv2d(inputs, outputs, 4, stride=2 if layer < 3 else 1, padding=1, bias=not normed))
             self.time.append(nn.Conv3d(outputs, outputs, (3, 1, 1), padding=(1, 0, 0), padding_mode="replicate"))
-            self.norms.append(nn.GroupNorm(min(32, outputs), outputs) if 0 < layer < 4 else nn.Identity())
+            self.norms.append(nn.GroupNorm(min(32, outputs), outputs) if normed else nn.Identity())
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """Scores of patches (B, 1, T, h, w), high for what looks real. Frames are 32 pixels or more."""

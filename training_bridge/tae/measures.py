@@ -3,6 +3,8 @@
 All are computed in fp32 or better on clipped pixels, for each frame by itself, and averaged over a sample's frames.
 """
 
+import warnings
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -99,9 +101,11 @@ class Rfvd:
     def __init__(self, path: str) -> None:
         """Raises ValueError where the file is no TorchScript."""
         try:
-            self.extractor = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, in which I3D for FVD is published
+                self.extractor = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            raise ValueError(f"{path!r} is no TorchScript file: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{path!r} is no TorchScript file: {str(error).partition(chr(10))[0]}") from error
         self.ours, self.real = Moments(), Moments()
 
     @torch.no_grad()

@@ -271,7 +271,7 @@ class Cosines(nn.Module):
 def cosines(n: int) -> Tensor:
     """The orthonormal DCT-II of length n: rows are frequencies."""
     at = torch.arange(n, dtype=torch.float64)
-    rows = torch.cos(torch.pi * (2 * at[None] + 1) * at[:, None] / (2 * n)) * (2 / n) ** 0.5
+    rows: Tensor = torch.cos(torch.pi * (2 * at[None] + 1) * at[:, None] / (2 * n)) * (2 / n) ** 0.5
     rows[0] /= 2**0.5
     return rows.float()
 
@@ -362,14 +362,14 @@ class Encoder(nn.Module):
             for layer in level:
                 x_BTHWC = run(layer, x_BTHWC, self.config)
         out_BTHWC = self.conv_out(run(self.middle, x_BTHWC, self.config))
-        mean_BCTHW, logvar_BCTHW = out_BTHWC.float().permute(0, 4, 1, 2, 3).chunk(2, dim=1)
+        mean_BCTHW, logvar_BCTHW = (half.contiguous() for half in out_BTHWC.float().permute(0, 4, 1, 2, 3).chunk(2, dim=1))
         if self.around is not None:
             mean_BCTHW = mean_BCTHW + self.around(x_BCTHW)
         return mean_BCTHW, logvar_BCTHW.clamp(-30.0, 20.0)
 
     def layers(self) -> Iterator[nn.Module]:
-        """What may be sharded on its own: all but the ends."""
-        yield from (layer for level in self.levels if isinstance(level, nn.ModuleList) for layer in level)
+        """What may be sharded on its own."""
+        yield from (layer for level in self.levels for layer in level.children() if isinstance(layer, ResBlock))
         yield self.middle
 
     def normalised(self, z_BCTHW: Tensor) -> Tensor:
@@ -426,13 +426,13 @@ class Decoder(nn.Module):
             for layer in level:
                 more = (lengths.pop(),) if isinstance(layer, Resize) else ()
                 x_BTHWC = run(layer, x_BTHWC, self.config, *more)
-        x_BCTHW: Tensor = self.conv_out(x_BTHWC).float().permute(0, 4, 1, 2, 3)
+        x_BCTHW: Tensor = self.conv_out(x_BTHWC).float().permute(0, 4, 1, 2, 3).contiguous()
         return x_BCTHW if self.around is None else x_BCTHW + self.around.back(z_BCTHW, frames)
 
     def layers(self) -> Iterator[nn.Module]:
-        """What may be sharded on its own: all but the ends."""
+        """What may be sharded on its own."""
         yield self.middle
-        yield from (layer for level in self.levels if isinstance(level, nn.ModuleList) for layer in level)
+        yield from (layer for level in self.levels for layer in level.children() if isinstance(layer, ResBlock))
 
     def _lengths(self, frames: int) -> list[int]:
         """Frames after each step up, the last step's first."""

@@ -87,10 +87,16 @@ def load_plain(path: str) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path!r} is no file of tensors and plain values: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path!r} is no file of tensors and plain values: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path!r} holds a {type(loaded).__name__}, not a dictionary")
     return loaded
+
+
+def shortly(error: RuntimeError) -> str:
+    """The first complaint of `load_state_dict`, of what may be hundreds."""
+    lines = str(error).splitlines()
+    return " ".join(line.strip() for line in lines[:2]) + (f" (and {len(lines) - 2} more)" if len(lines) > 2 else "")
 
 
 def modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

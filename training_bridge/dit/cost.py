@@ -260,9 +260,7 @@ def _replicate_s(work: Workload, machine: Machine, replicate: int, division: int
     return 2 * parameters_of(work.config) / division * 4 / 1e9 * (replicate - 1) / replicate / rate
 
 
-def _memory_gb(
-    work: Workload, micro: int, shard: int, context: int, tensor: int, recompute: Recompute, ulysses: bool
-) -> float:
+def _memory_gb(work: Workload, micro: int, shard: int, context: int, tensor: int, recompute: Recompute, ulysses: bool) -> float:
     """State, two gathered blocks and the ends, activations that are kept, and those of the block at work."""
     config = work.config
     total = parameters_of(config)

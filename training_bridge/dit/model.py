@@ -206,9 +206,7 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(6, config.width))
         """This layer's own part of shift, scale and gate of self-attention, and of the feed-forward net."""
 
-    def forward(
-        self, x_BSD: Tensor, places_1SD: Tensor, modulation_B6D: Tensor, text_BLD: Tensor, mask_BL: Tensor
-    ) -> Tensor:
+    def forward(self, x_BSD: Tensor, places_1SD: Tensor, modulation_B6D: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation_B6D + self.modulation).unbind(1)
         x = x_BSD + places_1SD
         x = x + gate_a.unsqueeze(1) * self.attention(modulated(self.attention_norm(x), shift_a, scale_a))

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module
 from torch.distributed.tensor.experimental import local_map
-from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -108,7 +114,9 @@ def recomputed(block: nn.Module, how: Recompute) -> None:
     """Keep fewer activations of a block: `full` keeps its input, `selective` what attention gives as well."""
     if how == "none":
         return
-    more: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)} if how == "selective" else {}
+    more: dict[str, Any] = (
+        {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)} if how == "selective" else {}
+    )
     block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **more)
 
 

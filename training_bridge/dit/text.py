@@ -8,7 +8,6 @@ own making: it is small and trained with the backbone.
 The text of a sample that is dropped is the empty caption, for all encoders at once, as they encode it.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training_bridge.dit.model import BackboneConfig, CrossAttention, FeedForward
+from training_bridge.dit.quotes import quoted
 
 MULTIPLE = 16
 """Lengths are padded to this: kernels copy masks of other lengths."""
 END = 256
 """What follows a text's bytes."""
-QUOTED = re.compile(r"“([^”]+)”|«([^»]+)»|\"([^\"]+)\"|(?<!\w)‘(.+?)’(?!\w)|(?<!\w)'(.+?)'(?!\w)", re.DOTALL)
 PROBE = "A sign says “Zoë’s café, 24h”; the camera pans right."
 
 
@@ -60,11 +59,6 @@ class EncoderConfig:
             raise ValueError(f"text encoder {self.name!r} of kind {self.kind} needs a path")
         if self.kind == "bytes" and self.sees == "quoted":
             raise ValueError(f"text encoder {self.name!r}: `bytes` sees captions")
-
-
-def quoted(caption: str) -> str:
-    """What stands in quotation marks in a caption, a line each. An apostrophe is none."""
-    return "\n".join(next(part for part in found if part).strip() for found in QUOTED.findall(caption))
 
 
 def byte_ids(caption: str, limit: int) -> Tensor:
@@ -156,7 +150,9 @@ def _ragged(config: EncoderConfig, states_BLD: Tensor, lengths_B: Tensor) -> lis
     kept = states_BLD.to("cpu", torch.float16)
     arrays: list[NDArray[np.float16]] = [row[: int(n)].numpy() for row, n in zip(kept, lengths_B, strict=True)]
     if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError(f"text encoder {config.name!r} gives numbers that are not finite, or beyond float16, in {config.dtype}")
+        raise ValueError(
+            f"text encoder {config.name!r} gives numbers that are not finite, or beyond float16, in {config.dtype}"
+        )
     return arrays
 
 
@@ -175,7 +171,10 @@ Padded = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def padded(
-    encodings: Mapping[str, Sequence[Tensor]], drop: Sequence[bool], null: Mapping[str, Tensor], device: str | torch.device = "cpu"
+    encodings: Mapping[str, Sequence[Tensor]],
+    drop: Sequence[bool],
+    null: Mapping[str, Tensor],
+    device: str | torch.device = "cpu",
 ) -> Padded:
     """A batch of ragged encodings, where those of dropped samples are the empty caption's, `null`."""
     values, masks = {}, {}

@@ -25,9 +25,12 @@ def test_flops_are_those_that_torch_counts() -> None:
 
 def test_attention_is_half_of_the_work_at_the_real_length() -> None:
     products, attention = forward_flops(config_of("30b"), LONG, 512)
-    assert products == pytest.approx(2 * 28.99e9 * LONG, rel=0.05)
+    ours = 28.99e9 - 48 * 2 * 6144**2  # keys and values of text are made once a word, not once a token
+    assert products == pytest.approx(2 * ours * LONG, rel=0.01)
     assert attention == pytest.approx(4 * 48 * 6144 * LONG**2, rel=0.01)
-    assert mfu(config_of("30b"), LONG, 512, 1 / 16, 989e12) == pytest.approx(model_flops(config_of("30b"), LONG, 512) / 16 / 989e12)
+    assert mfu(config_of("30b"), LONG, 512, 1 / 16, 989e12) == pytest.approx(
+        model_flops(config_of("30b"), LONG, 512) / 16 / 989e12
+    )
 
 
 def movie_gen(gpus: int = 6144, batch: int = 768, size: str = "30b") -> list[Candidate]:
@@ -69,7 +72,9 @@ def test_it_says_why() -> None:
 
 
 def test_what_does_not_fit_is_said_with_the_numbers() -> None:
-    with pytest.raises(ValueError, match=r"no layout of 8 cards takes steps of 8 samples of 73728 tokens; the smallest needs \d+ GB"):
+    with pytest.raises(
+        ValueError, match=r"no layout of 8 cards takes steps of 8 samples of 73728 tokens; the smallest needs \d+ GB"
+    ):
         movie_gen(gpus=8, batch=8)
     with pytest.raises(ValueError, match="more cards than samples"):
         ranked(Workload(config=config_of("30b"), tokens=63, batch=1), 64)

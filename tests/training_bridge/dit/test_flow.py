@@ -54,7 +54,11 @@ def test_draws_belong_to_the_sample() -> None:
     again = draw(CONFIG, 7, Sample("films", 99, "clip-0", 0), LATENTS)  # the row is a place in a file, not the sample
     assert one["noise"].shape == (16, 3, 4, 4) and one["noise"].dtype == np.float32
     assert all(np.array_equal(one[name], again[name]) for name in ("noise", "time", "drop"))
-    for other in (draw(CONFIG, 8, sample(0), LATENTS), draw(CONFIG, 7, sample(0, 1), LATENTS), draw(CONFIG, 7, sample(0, 0, "b"), LATENTS)):
+    for other in (
+        draw(CONFIG, 8, sample(0), LATENTS),
+        draw(CONFIG, 7, sample(0, 1), LATENTS),
+        draw(CONFIG, 7, sample(0, 0, "b"), LATENTS),
+    ):
         assert not np.array_equal(one["noise"], other["noise"]) and one["time"] != other["time"]
 
 

@@ -36,7 +36,9 @@ def backbone(config: BackboneConfig = SMALL) -> Backbone:
     return model
 
 
-def inputs(config: BackboneConfig = SMALL, batch: int = 2, grid: tuple[int, int, int] = GRID, text: int = 16) -> tuple[Any, ...]:
+def inputs(
+    config: BackboneConfig = SMALL, batch: int = 2, grid: tuple[int, int, int] = GRID, text: int = 16
+) -> tuple[Any, ...]:
     random = torch.Generator().manual_seed(1)
     t, h, w = grid
     patches = patchify(torch.randn(batch, config.channels, t, 2 * h, 2 * w, generator=random))
@@ -122,7 +124,9 @@ def test_positions_are_added_at_every_layer() -> None:
     model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     patches, time, text, mask, grid = inputs(batch=1)
     model(patches, time, text, mask, grid)
-    places = sum(table.weight[token_places(grid, 0, 24, patches.device)[:, i]] for i, table in enumerate(model.entry.places.values()))
+    places = sum(
+        table.weight[token_places(grid, 0, 24, patches.device)[:, i]] for i, table in enumerate(model.entry.places.values())
+    )
     torch.testing.assert_close(seen[0][0], model.entry.patches(patches)[0] + SMALL.layers * places)
 
 

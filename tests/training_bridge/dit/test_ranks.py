@@ -55,7 +55,9 @@ EXCHANGES = [("ulysses", 4, 2), ("ulysses", 4, 4), ("gather", 4, 2), ("gather", 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    work: dict[str, Any] = {f"{kind}-{heads}-{ranks}": partial(exchanged, kind, heads, ranks) for kind, heads, ranks in EXCHANGES}
+    work: dict[str, Any] = {
+        f"{kind}-{heads}-{ranks}": partial(exchanged, kind, heads, ranks) for kind, heads, ranks in EXCHANGES
+    }
     work |= {"parity": partial(parity.parity, ParityConfig()), "fresh": fresh_model}
     return together(work, Path(tmp_path_factory.mktemp("ranks")))
 

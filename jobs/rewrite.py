@@ -1,7 +1,7 @@
 """Prompts of people, rewritten as captions like those of training, by a language model behind an OpenAI-compatible server.
 
-The paper's way (Movie Gen, section 3.4.1): what people write is short, captions are about 100 words in a fixed order, in plain words,
-with little said of motion. The instructions are a versioned file, shipped or one's own.
+The paper's way (Movie Gen, section 3.4.1): what people write is short, captions are about 100 words in a fixed order, in plain
+words, with little said of motion. The instructions are a versioned file, shipped or one's own.
 """
 
 import os
@@ -56,8 +56,8 @@ class Rewritten:
 def rewrite(prompts: Sequence[str], config: RewriteConfig) -> list[Rewritten]:
     """The prompts' captions, in their order.
 
-    A prompt whose two answers are no captions has none, and its fault is said. Raises ConfigError where the server does not answer,
-    or does not know the model or the key.
+    A prompt whose two answers are no captions has none, and its fault is said. Raises ConfigError where the server does not
+    answer, or does not know the model or the key.
     """
     try:
         import openai

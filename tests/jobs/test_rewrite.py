@@ -85,9 +85,9 @@ def test_a_second_answer_may_be_good() -> None:
 
 
 def test_a_server_that_does_not_know_the_model_is_named() -> None:
-    with server(lambda body: (404, {"error": {"message": "no model writer"}})) as (config, _):
-        with pytest.raises(ConfigError, match="refuses model 'writer'"):
-            rewrite(["a dog"], config)
+    refusing = server(lambda body: (404, {"error": {"message": "no model writer"}}))
+    with refusing as (config, _), pytest.raises(ConfigError, match="refuses model 'writer'"):
+        rewrite(["a dog"], config)
     with pytest.raises(ConfigError, match=f"no answer from {config.url}"):
         rewrite(["a dog"], config)
 

@@ -1,8 +1,8 @@
 """What a step costs in each layout: compute, memory and communication by arithmetic, to choose one before anything runs.
 
-B samples of S tokens in a micro-batch, D width. Model FLOPs are those of forward and backward (twice forward), attention at its real
-length, nothing recomputed. Activations are counted in units of one tensor (B S, D) in bfloat16 of one block, as the blocks of
-`model.py` save them. What a card reaches of its peak is an assumption, so that figures compare layouts and foretell no run.
+B samples of S tokens in a micro-batch, D width. Model FLOPs are those of forward and backward (twice forward), attention at its
+real length, nothing recomputed. Activations are counted in units of one tensor (B S, D) in bfloat16 of one block, as the blocks
+of `model.py` save them. What a card reaches of its peak is an assumption: figures compare layouts, they foretell no run.
 """
 
 from collections.abc import Iterator, Sequence

@@ -55,7 +55,7 @@ class BackboneConfig:
     """Of the latents."""
     lengths: tuple[int, int, int] = (32, 32, 32)
     """Rows of the position tables for time, height and width: the longest side in tokens. 32 latent frames are 256 frames.
-    Sides of the 256-pixel class are 12 to 21 tokens (32 rows), those of the 768-pixel class 36 to 64 (96 rows, three for one)."""
+    Sides of the 256-pixel class are 12 to 21 tokens (32 rows), those of the 768-pixel class 36 to 64 (96 rows)."""
     qk_norm: bool = True
     """RMSNorm over each head's queries and keys, in both attentions."""
     kernels: tuple[str, ...] = ("cudnn", "flash", "efficient", "math")

@@ -2,8 +2,8 @@
 
 Under tensor parallelism all that travels between modules is a DTensor: tokens are divided along the sequence, and whole only
 inside attention and the feed-forward net, where heads and hidden units are divided. What is computed from divided tokens
-(norms, modulation) has partial gradients, which DTensor sums. All parameters become DTensors of one mesh, so that one optimizer,
-one gradient norm and one EMA take them together. Order: `tensor_parallel`, `recomputed`, `compiled`, then FSDP.
+(norms, modulation) has partial gradients, which DTensor sums. All parameters become DTensors of one mesh, so that one
+optimizer, one gradient norm and one EMA take them together. Order: `tensor_parallel`, `recomputed`, `compiled`, then FSDP.
 """
 
 from collections.abc import Callable

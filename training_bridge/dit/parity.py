@@ -1,9 +1,9 @@
 """Whether layouts agree: a few steps of one model at several, and how far loss and gradients lie from those of one rank.
 
 Errors of parallel training are silent: a loss computed on gathered output has gradients too small by the number of context
-ranks and trains all the same. And a fresh model hides them: what starts at zero (the output, the modulation) leaves nearly every
-gradient at exactly zero, and zeros agree. So the model starts from no zero, and a reference gradient that is zero is an error.
-Steps are plain gradient descent: Adam divides by what is nearly nothing and would enlarge rounding.
+ranks and trains all the same. And a fresh model hides them: what starts at zero (the output, the modulation) leaves nearly
+every gradient at exactly zero, and zeros agree. So the model starts from no zero, and a reference gradient that is zero is an
+error. Steps are plain gradient descent: Adam divides by what is nearly nothing and would enlarge rounding.
 """
 
 from collections.abc import Iterable, Sequence

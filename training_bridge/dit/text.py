@@ -124,17 +124,21 @@ class ClipText:
         )
         tower: Any = getattr(made, "text", made)
         made = made.eval().requires_grad_(False).to(getattr(torch, config.dtype))
-        self.model, self.norm, have = made, tower.ln_final, int(tower.context_length)
-        if have < config.limit:
-            raise ValueError(f"text encoder {config.name!r} takes {have} tokens, its limit says {config.limit}")
-        tokenizer: Any = open_clip.get_tokenizer(config.path)
-        self.tokens = lambda texts: tokenizer(list(texts), context_length=have).to(device)
+        self.model, self.norm, self.length = made, tower.ln_final, int(tower.context_length)
+        if self.length < config.limit:
+            raise ValueError(f"text encoder {config.name!r} takes {self.length} tokens, its limit says {config.limit}")
+        self.tokenizer: Any = open_clip.get_tokenizer(config.path)
         weights = {name: x for name, x in made.state_dict().items() if not name.startswith("visual.")}
-        self.fingerprint = _fingerprint(config, weights, self.tokens([PROBE]))
+        self.fingerprint = _fingerprint(config, weights, self._tokens([PROBE]))
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
+        ids: Tensor = self.tokenizer(list(texts), context_length=self.length)
+        return ids.to(self.device)
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> list[NDArray[np.float16]]:
-        ids, found = self.tokens(_seen(self.config, captions)), []
+        found: list[Tensor] = []
+        ids = self._tokens(_seen(self.config, captions))
         hook = self.norm.register_forward_hook(lambda _module, _args, output: found.append(output))
         try:
             self.model.encode_text(ids)

@@ -68,19 +68,17 @@ def schema() -> dict[str, Any]:
 
 
 @cache
-def prompt(name: str) -> str:
-    """The text of a shipped prompt by name, or of a file. Raises ConfigError where there is none."""
-    shipped = files("captioning") / "prompts"
+def prompt(name: str, setting: str = "caption.prompt", room: str = "captioning") -> str:
+    """The text of a prompt that a room ships, by name, or of a file. Raises ConfigError where there is none."""
+    shipped = files(room) / "prompts"
     names = sorted(p.name.removesuffix(".txt") for p in shipped.iterdir())
     try:
         place = shipped / f"{name}.txt" if name in names else Path(name)
         text = place.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"caption.prompt {name!r} is neither shipped ({', '.join(names)}) nor a text file: {error}"
-        ) from error
+        raise ConfigError(f"{setting} {name!r} is neither shipped ({', '.join(names)}) nor a text file: {error}") from error
     if not text:
-        raise ConfigError(f"caption.prompt {name!r} is empty")
+        raise ConfigError(f"{setting} {name!r} is empty")
     return text
 
 

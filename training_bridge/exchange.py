@@ -35,11 +35,11 @@ class Ulysses:
     def __call__(self, q_BNSE: Tensor, k_BNSE: Tensor, v_BNSE: Tensor, attend: Attend) -> Tensor:
         """Queries, keys and values of this rank's tokens to their attention over all tokens."""
         ranks = self.group.size()
-        shares = [x.unflatten(1, (ranks, -1)).movedim(1, 0) for x in (q_BNSE, k_BNSE, v_BNSE)]
+        shares = [torch.unflatten(x, 1, (ranks, -1)).movedim(1, 0) for x in (q_BNSE, k_BNSE, v_BNSE)]
         sent = torch.stack(shares, dim=1)  # rank, 3, B, N / ranks, S, E
         qkv = self._all_to_all(sent).movedim(0, 3).flatten(3, 4)  # 3, B, N / ranks, ranks S, E
         y = attend(qkv[0], qkv[1], qkv[2])
-        parts = y.unflatten(2, (ranks, -1)).movedim(2, 0)  # rank, B, N / ranks, S, E
+        parts = torch.unflatten(y, 2, (ranks, -1)).movedim(2, 0)  # rank, B, N / ranks, S, E
         return self._all_to_all(parts).movedim(0, 1).flatten(1, 2)
 
     def _all_to_all(self, x: Tensor) -> Tensor:

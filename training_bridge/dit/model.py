@@ -4,9 +4,11 @@ Shapes: B samples, C latent channels, T x H x W latent frames and sides, S token
 P = 4 C values of a patch, D width, N heads, E width of a head, L tokens of text, F time features.
 
 The backbone sees tokens, not pictures: whoever calls it makes patches of the latents, and gives this rank's part of them
-under context parallelism. Blocks see (B, S, D) only, of any B and S. Where the paper is silent (Movie Gen, section 3.1):
-one SiLU and Linear D -> 6 D shared by all layers, and 6 x D learned values of each layer added, scale and shift what self-attention
-and the feed-forward net see and gate what they add (PixArt); cross-attention is not modulated, and starts at zero.
+under context parallelism. Blocks see (B, S, D) only, of any B and S.
+
+Where the paper (Movie Gen, section 3.1) is silent: one SiLU and Linear D -> 6 D shared by all layers, with 6 x D learned values
+of each layer added, scale and shift what self-attention and the feed-forward net see, and gate what they add (PixArt);
+cross-attention is not modulated.
 """
 
 import math
@@ -52,8 +54,8 @@ class BackboneConfig:
     channels: int = 16
     """Of the latents."""
     lengths: tuple[int, int, int] = (32, 32, 32)
-    """Rows of the position tables for time, height and width: the longest side in tokens. 32 latent frames are 256 frames. Sides
-    of the 256-pixel class are 12 to 21 tokens (32 rows), those of the 768-pixel class 36 to 64 (96 rows, three times as many)."""
+    """Rows of the position tables for time, height and width: the longest side in tokens. 32 latent frames are 256 frames.
+    Sides of the 256-pixel class are 12 to 21 tokens (32 rows), those of the 768-pixel class 36 to 64 (96 rows)."""
     qk_norm: bool = True
     """RMSNorm over each head's queries and keys, in both attentions."""
     kernels: tuple[str, ...] = ("cudnn", "flash", "efficient", "math")
@@ -211,7 +213,8 @@ class Block(nn.Module):
         x = x_BSD + places_1SD
         x = x + gate_a.unsqueeze(1) * self.attention(modulated(self.attention_norm(x), shift_a, scale_a))
         x = x + self.cross(self.cross_norm(x), text_BLD, mask_BL)
-        return x + gate_f.unsqueeze(1) * self.ffn(modulated(self.ffn_norm(x), shift_f, scale_f))
+        y: Tensor = x + gate_f.unsqueeze(1) * self.ffn(modulated(self.ffn_norm(x), shift_f, scale_f))
+        return y
 
 
 class Entry(nn.Module):
@@ -274,9 +277,9 @@ class Backbone(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, Block | Head):
                 nn.init.zeros_(module.modulation)
-        zeros = [self.entry.modulation[1], self.head.out, *(block.cross.out for block in self._blocks())]
-        for module in zeros:
-            nn.init.zeros_(module.weight)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("entry.modulation.1.weight", "head.out.weight", "cross.out.weight")):
+                nn.init.zeros_(parameter)
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:
@@ -349,9 +352,9 @@ def grow_positions(
                     moment[name][before:] = 0
 
 
-class _Seen(TorchDispatchMode):
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

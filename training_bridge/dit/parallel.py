@@ -1,9 +1,9 @@
 """How the backbone is divided: tensor and sequence parallel by DTensor, context by an exchange, and what is recomputed.
 
 Under tensor parallelism all that travels between modules is a DTensor: tokens are divided along the sequence, and whole only
-inside attention and the feed-forward net, where heads and hidden units are divided. What is computed from divided tokens (norms,
-modulation) has partial gradients, which DTensor sums. All parameters become DTensors of one mesh, so that one optimizer, one
-gradient norm and one EMA take them together. Order: `tensor_parallel`, `recomputed`, `compiled`, then FSDP.
+inside attention and the feed-forward net, where heads and hidden units are divided. What is computed from divided tokens
+(norms, modulation) has partial gradients, which DTensor sums. All parameters become DTensors of one mesh, so that one
+optimizer, one gradient norm and one EMA take them together. Order: `tensor_parallel`, `recomputed`, `compiled`, then FSDP.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from torch.distributed.tensor.parallel import (
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from training_bridge.dit.model import Attention, Backbone, BackboneConfig, Block, SelfAttention
+from training_bridge.dit.model import Attention, Backbone, BackboneConfig
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -81,7 +81,7 @@ def _block_plan(config: BackboneConfig) -> dict[str, Any]:
 
 
 def replicated(module: nn.Module, mesh: DeviceMesh, leaves: tuple[Placement | None, ...]) -> None:
-    """Every rank of the mesh computes all of a module; its outputs leave as DTensors of these placements, or as plain tensors."""
+    """Every rank of the mesh computes all of a module; outputs leave as DTensors of these placements, or as plain tensors."""
 
     def enter(_: nn.Module, args: Any, mesh: DeviceMesh) -> Any:
         return tree_map_only(Tensor, partial(_whole, mesh=mesh), args)

@@ -1,9 +1,9 @@
 """Whether layouts agree: a few steps of one model at several, and how far loss and gradients lie from those of one rank.
 
-Errors of parallel training are silent: a loss computed on gathered output has gradients too small by the number of context ranks
-and trains all the same. And a fresh model hides them: what starts at zero (the output, the modulation) leaves nearly every gradient
-at exactly zero, and zeros agree. So the model starts from no zero, and a reference gradient that is zero is an error. Steps are plain
-gradient descent: Adam divides by what is nearly nothing and would enlarge rounding.
+Errors of parallel training are silent: a loss computed on gathered output has gradients too small by the number of context
+ranks and trains all the same. And a fresh model hides them: what starts at zero (the output, the modulation) leaves nearly
+every gradient at exactly zero, and zeros agree. So the model starts from no zero, and a reference gradient that is zero is an
+error. Steps are plain gradient descent: Adam divides by what is nearly nothing and would enlarge rounding.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,6 +38,7 @@ class Axes(NamedTuple):
     tensor: int
 
 
+SMALL = BackboneConfig(layers=2, width=64, heads=4, ffn=96, lengths=(4, 6, 8))
 LAYOUTS = (Axes(1, 1, 1), Axes(2, 1, 1), Axes(1, 2, 1), Axes(1, 1, 2), Axes(2, 2, 1), Axes(1, 2, 2))
 """All that four ranks can tell apart, the reference first."""
 
@@ -46,7 +47,7 @@ LAYOUTS = (Axes(1, 1, 1), Axes(2, 1, 1), Axes(1, 2, 1), Axes(1, 1, 2), Axes(2, 2
 class ParityConfig:
     """What is run."""
 
-    backbone: BackboneConfig = BackboneConfig(layers=2, width=64, heads=4, ffn=96, lengths=(4, 6, 8))
+    backbone: BackboneConfig = SMALL
     latents: tuple[int, int, int, int] = (16, 3, 8, 8)
     batch: int = 4
     steps: int = 2
@@ -127,7 +128,7 @@ def trace(config: ParityConfig, axes: Axes, kind: Kind, device: str) -> Trace:
     for step in range(config.steps):
         optimizer.zero_grad()
         loss = _loss(model, config, mesh, step, device)
-        loss.backward()
+        torch.autograd.backward(loss)
         whole = loss.detach().clone()
         dist.all_reduce(whole, group=shards.get_group())
         found.losses.append(float(whole))
@@ -179,10 +180,11 @@ def _loss(model: nn.ModuleDict, config: ParityConfig, mesh: DeviceMesh, step: in
         "letters": [byte_ids("letters " * (1 + sample.row), LETTERS.limit) for sample in samples],
     }
     null = {"frozen": torch.ones(1, FROZEN.width), "letters": byte_ids("", LETTERS.limit)}
-    context = mesh["context"]
+    context, backbone = mesh["context"], model["backbone"]
+    assert isinstance(backbone, Backbone)
     text, mask = model["text"](*padded(rows, drop, null, device))
     losses = sample_losses(
-        model["backbone"], latents, noise, time, text, mask, sigma_min=1e-5, rank=context.get_local_rank(), ranks=context.size()
+        backbone, latents, noise, time, text, mask, sigma_min=1e-5, rank=context.get_local_rank(), ranks=context.size()
     )
     weights = torch.tensor([1.0 + sample.row for sample in samples], device=device)
     return (weights * losses).sum() / config.batch

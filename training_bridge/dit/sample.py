@@ -4,6 +4,7 @@ The paper found Euler better than midpoint and Dormand-Prince, and 50 steps of t
 (section 3.4.2): early steps are short because there each block changes its input most.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -50,7 +51,7 @@ def linear_quadratic(steps: int, emulated: int) -> list[float]:
 def euler(velocity: Velocity, noise: Tensor, times: Sequence[float]) -> Tensor:
     """Follow a velocity from noise at the first time to the last."""
     x = noise
-    for now, then in zip(times, times[1:], strict=False):
+    for now, then in itertools.pairwise(times):
         x = x + (then - now) * velocity(x, now)
     return x
 

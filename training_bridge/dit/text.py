@@ -1,15 +1,14 @@
 """Text as the backbone sees it: several encoders' tokens, each projected to the model's width, side by side.
 
 The paper's three (section 3.1.3): UL2 for what a caption means, ByT5 for the letters of text that shall be seen in the picture
-(it is given only what stands in quotation marks), and a MetaCLIP with long prompts. They are frozen, so that their output may be
-encoded once and kept beside the shards, as long as the caption is and no longer. `bytes` is an encoder without weights of its
-own making: it is small and trained with the backbone.
+(it is given only what stands in quotation marks), and a MetaCLIP with long prompts. They are frozen: their output may
+be encoded once and kept beside the shards, as long as the caption is and no longer. `bytes` needs no weights: it is small, and
+trained with the backbone.
 
 The text of a sample that is dropped is the empty caption, for all encoders at once, as they encode it.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal, Protocol
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training_bridge.dit.model import BackboneConfig, CrossAttention, FeedForward
+from training_bridge.dit.quotes import quoted
 
 MULTIPLE = 16
 """Lengths are padded to this: kernels copy masks of other lengths."""
 END = 256
 """What follows a text's bytes."""
-QUOTED = re.compile(r"“([^”]+)”|«([^»]+)»|\"([^\"]+)\"|(?<!\w)‘(.+?)’(?!\w)|(?<!\w)'(.+?)'(?!\w)", re.DOTALL)
 PROBE = "A sign says “Zoë’s café, 24h”; the camera pans right."
 
 
@@ -62,11 +61,6 @@ class EncoderConfig:
             raise ValueError(f"text encoder {self.name!r}: `bytes` sees captions")
 
 
-def quoted(caption: str) -> str:
-    """What stands in quotation marks in a caption, a line each. An apostrophe is none."""
-    return "\n".join(next(part for part in found if part).strip() for found in QUOTED.findall(caption))
-
-
 def byte_ids(caption: str, limit: int) -> Tensor:
     """A caption's bytes and an end: (L,)."""
     return torch.tensor([*caption.encode()[: limit - 1], END])
@@ -86,7 +80,8 @@ class Frozen(Protocol):
 
 def load(config: EncoderConfig, device: str = "cpu") -> Frozen:
     """A frozen encoder with its weights. Raises ValueError where they are of another width than the config says."""
-    encoder = {"t5": T5Text, "open_clip": ClipText}[config.kind](config, device)
+    kinds: dict[str, Callable[[EncoderConfig, str], Frozen]] = {"t5": T5Text, "open_clip": ClipText}
+    encoder = kinds[config.kind](config, device)
     found = encoder.encode_text([PROBE])[0].shape[1]
     if found != config.width:
         raise ValueError(f"text encoder {config.name!r} gives tokens {found} wide, its config says {config.width}")
@@ -101,9 +96,9 @@ class T5Text:
 
         self.config, self.device = config, device
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(config.path)
-        model = transformers.T5EncoderModel.from_pretrained(config.path, dtype=getattr(torch, config.dtype))
+        model: Any = transformers.T5EncoderModel.from_pretrained(config.path, dtype=getattr(torch, config.dtype))
         self.model = model.eval().requires_grad_(False).to(device)
-        self.fingerprint = _fingerprint(config, self.model, self._tokens([PROBE])["input_ids"])
+        self.fingerprint = _fingerprint(config, self.model.state_dict(), self._tokens([PROBE])["input_ids"])
 
     def _tokens(self, texts: Sequence[str]) -> Any:
         limit = self.config.limit
@@ -127,19 +122,23 @@ class ClipText:
         made: Any = open_clip.create_model(
             config.path, pretrained=config.weights, force_context_length=length, device=device, require_pretrained=True
         )
-        tower = getattr(made, "text", made)
+        tower: Any = getattr(made, "text", made)
         made = made.eval().requires_grad_(False).to(getattr(torch, config.dtype))
-        self.model, self.norm, have = made, tower.ln_final, int(tower.context_length)
-        if have < config.limit:
-            raise ValueError(f"text encoder {config.name!r} takes {have} tokens, its limit says {config.limit}")
-        tokenizer: Any = open_clip.get_tokenizer(config.path)
-        self.tokens = lambda texts: tokenizer(list(texts), context_length=have).to(device)
-        parts = nn.ModuleList([tower.transformer, tower.token_embedding, tower.ln_final])
-        self.fingerprint = _fingerprint(config, parts, self.tokens([PROBE]))
+        self.model, self.norm, self.length = made, tower.ln_final, int(tower.context_length)
+        if self.length < config.limit:
+            raise ValueError(f"text encoder {config.name!r} takes {self.length} tokens, its limit says {config.limit}")
+        self.tokenizer: Any = open_clip.get_tokenizer(config.path)
+        weights = {name: x for name, x in made.state_dict().items() if not name.startswith("visual.")}
+        self.fingerprint = _fingerprint(config, weights, self._tokens([PROBE]))
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
+        ids: Tensor = self.tokenizer(list(texts), context_length=self.length)
+        return ids.to(self.device)
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> list[NDArray[np.float16]]:
-        ids, found = self.tokens(_seen(self.config, captions)), []
+        found: list[Tensor] = []
+        ids = self._tokens(_seen(self.config, captions))
         hook = self.norm.register_forward_hook(lambda _module, _args, output: found.append(output))
         try:
             self.model.encode_text(ids)
@@ -156,16 +155,14 @@ def _ragged(config: EncoderConfig, states_BLD: Tensor, lengths_B: Tensor) -> lis
     kept = states_BLD.to("cpu", torch.float16)
     arrays: list[NDArray[np.float16]] = [row[: int(n)].numpy() for row, n in zip(kept, lengths_B, strict=True)]
     if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError(
-            f"text encoder {config.name!r} gives numbers that are not finite, or beyond float16, in {config.dtype}"
-        )
+        raise ValueError(f"text encoder {config.name!r} gives numbers beyond float16, or none, in {config.dtype}")
     return arrays
 
 
-def _fingerprint(config: EncoderConfig, model: nn.Module, probe: Tensor) -> str:
+def _fingerprint(config: EncoderConfig, weights: Mapping[str, Tensor], probe: Tensor) -> str:
     """Of settings, of how the probe is made tokens, and of up to 4096 values of each weight (UL2 has 40 GB)."""
     digest = blake2b(f"{config.kind}/{config.limit}/{config.sees}/{config.dtype}/{probe.tolist()}".encode(), digest_size=16)
-    for name, weight in sorted(model.state_dict().items()):
+    for name, weight in sorted(weights.items()):
         flat = weight.flatten()
         some = flat[:: max(1, len(flat) // 4096)].to("cpu", torch.float32).numpy()
         digest.update(f"{name}/{tuple(weight.shape)}".encode() + some.tobytes())
@@ -208,7 +205,7 @@ class ByteEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.RMSNorm(d, eps=1e-6) for _ in range(2 * config.layers))
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        x = self.bytes(ids_BL) + self.places.weight[: ids_BL.shape[1]]
+        x: Tensor = self.bytes(ids_BL) + self.places.weight[: ids_BL.shape[1]]
         for mix, ffn, before, between in zip(self.mixing, self.ffns, self.norms[::2], self.norms[1::2], strict=True):
             y = before(x)
             x = x + mix(y, y, mask_BL)
@@ -233,5 +230,6 @@ class TextTokens(nn.Module):
         tokens = []
         for name in self.order:
             x = self.bytes[name](values[name], masks[name]) if name in self.bytes else values[name]
-            tokens.append(self.norm[name](self.linear[name](x.to(self.linear[name].weight.dtype))))
+            dtype = next(self.linear[name].parameters()).dtype
+            tokens.append(self.norm[name](self.linear[name](x.to(dtype))))
         return torch.cat(tokens, dim=1), torch.cat([masks[name] for name in self.order], dim=1)

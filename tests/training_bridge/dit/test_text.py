@@ -10,7 +10,8 @@ import torch
 
 from curation import open_clip_model
 from training_bridge.dit import text
-from training_bridge.dit.text import EncoderConfig, TextTokens, byte_ids, load, padded, quoted
+from training_bridge.dit.quotes import quoted
+from training_bridge.dit.text import EncoderConfig, TextTokens, byte_ids, load, padded
 
 BYTES = EncoderConfig(name="letters", kind="bytes", width=32, limit=24)
 CAPTIONS = ["A dog runs.", "", 'A long walk past a sign that says "FRESH FISH" in red, and on.']

@@ -55,11 +55,7 @@ def test_euler_on_a_gaussian_is_the_product_of_its_steps() -> None:
 def test_euler_converges_to_first_order(std: float) -> None:
     one = torch.ones((), dtype=torch.float64)
     errors = [std - float(euler(lambda x, t: gaussian(x, t, std), one, linear_quadratic(n, 5 * n))) for n in (200, 400, 800)]
-<<<<<<< HEAD
-    assert all(1.85 < a / b < 2.15 for a, b in zip(errors, errors[1:], strict=False))
-=======
     assert all(1.85 < a / b < 2.15 for a, b in itertools.pairwise(errors))
->>>>>>> dit
 
 
 SMALL = BackboneConfig(layers=1, width=32, heads=4, ffn=48, lengths=(4, 4, 4))

@@ -237,6 +237,25 @@ def search(
         typer.echo(page, err=csv)
 
 
+@app.command()
+def encode(
+    run: Run,
+    tae: Annotated[str, typer.Option(metavar="FILE", help="An autoencoder's file, as train-tae writes it.")],
+    subset: Annotated[list[str] | None, typer.Option(help="Only this subset's shards; may be repeated.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Each actor holds a GPU (engine.gpu); else CPUs (engine.cpu).")] = False,
+    config: File = None,
+    set: Set = None,
+    engine: Engine = None,
+    address: Address = None,
+) -> None:
+    """Write the latents of finished shards beside them, once; trainers read these instead of pixels."""
+    from jobs import encode as job
+
+    settings = _config(config, set, engine, address).engine
+    made = job.encode_latents(_place(run), tae, settings, settings.gpu if gpu else settings.cpu, subset or [])
+    typer.echo(made)
+
+
 @app.command("train-tae")
 def train_tae(
     output: Annotated[Path, typer.Option("--output", "-o", help="The training run's folder: new, or one to go on with.")],

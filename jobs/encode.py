@@ -34,6 +34,20 @@ def encode(run: str, encoder: Encoder, engine: EngineConfig, pool: PoolConfig, s
             return len(items)
 
 
+def encode_latents(run: str, tae: str, engine: EngineConfig, pool: PoolConfig, subsets: Sequence[str] = ()) -> str:
+    """Encode with the autoencoder of a file; returns what to tell the user. Raises ConfigError where it is none."""
+    from training_bridge.tae.encoder import TaeEncoder
+
+    try:
+        encoder = TaeEncoder(str(storage.local_path(tae).absolute()))
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    count = encode(run, encoder, engine, pool, subsets)
+    return (
+        f"{count} shards encoded in folders {kind(encoder).folder}; data.train.NAME.encoded: {{latent: {encoder.fingerprint}}}"
+    )
+
+
 def kind(encoder: Encoder) -> Encoded:
     """What the encodings of an encoder are called, and whose they are."""
     return Encoded(encoder.name if isinstance(encoder, TextEncoder) else LATENT, encoder.fingerprint)

@@ -71,13 +71,9 @@ class ShardData:
     def __init__(self, config: DataConfig, draw: Draw, layout: Layout, ranks: Ranks) -> None:
         """Reads the indexes. Raises ValueError where shards, views or encodings will not do."""
         self.config, self.draw, self.layout, self.ranks = config, draw, layout, ranks
-        self.sources = {name: _source(dataset) for name, dataset in config.train.items()}
-        self.plan = _plan(self.sources, config, config.train)
+        self.sources, self.plan = _planned("train", config.train, config)
         self.global_tokens = config.global_tokens
-        self.held: tuple[dict[str, Source], Plan] | None = None
-        if config.held_out:
-            sources = {name: _source(dataset) for name, dataset in config.held_out.items()}
-            self.held = sources, _plan(sources, config, config.held_out)
+        self.held = _planned("held_out", config.held_out, config) if config.held_out else None
         self.groups = _groups(layout, ranks)
 
     def about(self) -> list[str]:
@@ -159,7 +155,8 @@ def _source(dataset: DatasetConfig) -> Source:
     return Source(index.read(dataset.path), dataset.view, encoded)
 
 
-def _plan(sources: Mapping[str, Source], config: DataConfig, datasets: Mapping[str, DatasetConfig]) -> Plan:
+def _planned(part: str, datasets: Mapping[str, DatasetConfig], config: DataConfig) -> tuple[dict[str, Source], Plan]:
+    """Raises ValueError where there are no datasets, or they will not do."""
     mix = Mix(
         global_tokens=config.global_tokens,
         batch_multiple=config.batch_multiple,
@@ -168,7 +165,11 @@ def _plan(sources: Mapping[str, Source], config: DataConfig, datasets: Mapping[s
         unit=config.unit,
         weights=tuple(sorted((name, dataset.weight) for name, dataset in datasets.items())),
     )
-    return Plan({name: source.shown for name, source in sources.items()}, mix, config.seed)
+    try:
+        sources = {name: _source(dataset) for name, dataset in datasets.items()}
+        return sources, Plan({name: source.shown for name, source in sources.items()}, mix, config.seed)
+    except ValueError as error:
+        raise ValueError(f"data.{part}: {error}") from error
 
 
 def _groups(layout: Layout, ranks: Ranks) -> dict[bool, dist.ProcessGroup | None]:

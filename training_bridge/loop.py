@@ -411,12 +411,7 @@ class Trainer:
         self.model.train()
         if not sums:
             return {}
-        whole = self._reduced(sums, {})
-        numbers = {
-            name: value / whole[f"weight{'/' + name.split('/', 1)[1] if '/' in name else ''}"]
-            for name, value in whole.items()
-            if not name.startswith("weight")
-        }
+        numbers = _means(self._reduced(sums, {}))
         numbers |= self.task.validated(self.ranks.control)
         self.log.write("validation", self.step, numbers)
         if self.ranks.rank == 0:
@@ -431,6 +426,17 @@ class Trainer:
         state = {"step": self.step, "data": self.data.state(self.step), "task": self.task.fingerprint(), "recent": self.recent}
         state |= {"layout": str(self.layout), "name": self.task.name}
         self.checkpoints.save(self.model, self.optimizer, self.ema, state)
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Sums divided by their weights: `name`, and `name/shape` where there are several shapes."""
+    several = sum(name.startswith("weight/") for name in sums) > 1
+    found = {}
+    for name, value in sums.items():
+        kind, _, shape = name.partition("/")
+        if kind != "weight" and (several or not shape):
+            found[name] = value / sums[f"weight/{shape}" if shape else "weight"]
+    return found
 
 
 def _whole(norm: Tensor) -> Tensor:

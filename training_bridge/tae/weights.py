@@ -87,7 +87,7 @@ def load_plain(path: str) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path!r} is no file of tensors and plain values: {str(error).partition(chr(10))[0]}") from error
+        raise ValueError(f"{path!r} is no file of tensors and plain values, or a damaged one") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path!r} holds a {type(loaded).__name__}, not a dictionary")
     return loaded

@@ -17,8 +17,8 @@ from training_bridge import settings
 from training_bridge.data import ShardData
 from training_bridge.launch import ranks
 from training_bridge.layout import Layout
-from training_bridge.tae.encoder import to_network, to_pixels
 from training_bridge.tae.encoder import load as load_tae
+from training_bridge.tae.encoder import to_network, to_pixels
 from training_bridge.tae.measures import psnr, ssim
 from training_bridge.tae.run import TaeRun
 from training_bridge.tae.task import TaeTask

@@ -18,6 +18,12 @@ MAY_IMPORT = {
     "jobs": set(ROOMS),
 }
 STANDS_ALONE = ("bucketing/shard_format.py", "bucketing/buckets.py")
+TORCH_ONLY = (
+    *("loop", "layout", "checkpoint", "ema", "metrics", "watch", "launch", "exchange"),
+    *("tae/model", "tae/weights", "tae/losses", "tae/measures", "tae/tiling", "tae/normalisation"),
+    *("dit/model", "dit/flow", "dit/sample", "dit/parallel"),
+)
+"""Files of `training_bridge` that run on a bare GPU machine, with the standard library and torch alone."""
 HEAVY = ("torch", "ray", "vllm", "faiss", "cv2", "av", "onnxruntime", "pyspark", "rapidocr", "scenedetect")
 
 
@@ -31,6 +37,20 @@ def imported(file: Path) -> set[str]:
             assert node.level == 0, f"{file}: relative import"
             found.add(node.module or "")
     return found
+
+
+def imported_at_once(file: Path) -> set[str]:
+    """The modules that are imported when a file is: not those inside functions, nor those for type checking."""
+    plain = ast.Module([n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+    names = {alias.name for n in plain.body if isinstance(n, ast.Import) for alias in n.names}
+    return names | {n.module or "" for n in plain.body if isinstance(n, ast.ImportFrom)}
+
+
+@pytest.mark.parametrize("name", TORCH_ONLY)
+def test_models_and_loop_need_nothing_but_torch(name: str) -> None:
+    allowed = {f"training_bridge.{other.replace('/', '.')}" for other in TORCH_ONLY} | {"torch"} | set(sys.stdlib_module_names)
+    for module in imported_at_once(ROOT / "training_bridge" / f"{name}.py"):
+        assert module in allowed or module.split(".")[0] in allowed - {"training_bridge"}, module
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -84,9 +84,9 @@ def per_sample(values_N: Tensor, x_BCTHW: Tensor) -> Tensor:
 
 
 def multiscale(x_BCTHW: Tensor, target_BCTHW: Tensor, scales: int = 4) -> Tensor:
-    """A perceptual loss without weights: mean absolute difference of the two pictures' horizontal and vertical gradients,
-    at full size and at 1/2, 1/4 and 1/8 by pooling, each scale's times its step (gradients of natural pictures fall so),
-    and averaged over the scales. It asks for edges in their places where L1 alone is content with blur.
+    """A perceptual loss without weights: mean absolute difference of the two pictures' horizontal and vertical gradients, at
+    full size and, by pooling, at 1/2, 1/4 and 1/8, averaged over directions and scales. It asks for edges in their places,
+    where L1 alone is content with blur.
     """
     difference_NCHW = (x_BCTHW - target_BCTHW).transpose(1, 2).flatten(0, 1)
     total = difference_NCHW.new_zeros(len(difference_NCHW))

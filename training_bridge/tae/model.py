@@ -10,7 +10,7 @@ layers activations are x_BTHWC in one piece of memory: both a batch of frames (N
 (B, C, T, P) are views of it, channels last, so no operator asks for a copy.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, ClassVar, Literal
@@ -190,10 +190,16 @@ class ResBlock(nn.Module):
         super().__init__()
         self.conv1 = Conv(config, inputs, outputs)
         self.conv2 = Conv(config, outputs, outputs)
-        self.shortcut = nn.Linear(inputs, outputs) if inputs != outputs else nn.Identity()
+        self.shortcut = nn.Linear(inputs, outputs) if inputs != outputs else None
+        self.limit, self.most = config.chunk_elements, max(inputs, outputs)
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
-        return self.shortcut(x_BTHWC) + self.conv2(self.conv1(x_BTHWC))  # type: ignore[no-any-return]
+        y_BTHWC: Tensor = self.conv2(self.conv1(x_BTHWC))
+        if self.shortcut is None:
+            return x_BTHWC + y_BTHWC
+        _, _, H, W, _ = x_BTHWC.shape
+        x_NHWC = in_parts(self.shortcut, x_BTHWC.flatten(0, 1), 0, self.limit // (H * W * self.most))
+        return y_BTHWC + x_NHWC.view_as(y_BTHWC)
 
 
 class Attention(nn.Module):
@@ -282,15 +288,11 @@ def falling(frequency: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
     return (8.0 + colour if colour else 1.0) * (1 + 2 * time**2) * (1 + height**2) * (1 + width**2), frequency
 
 
-class Resize(nn.Module):
+class Resize(Conv):
     """The step between two levels: half the height and width, or twice, and the frames where the level says so."""
 
     def __init__(self, config: ModelConfig, inputs: int, outputs: int, *, scale: Scale, time: bool) -> None:
-        super().__init__()
-        self.conv = Conv(config, inputs, outputs, norm=False, scale=scale, time=time)
-
-    def forward(self, x_BTHWC: Tensor, frames: int | None = None) -> Tensor:
-        return self.conv(x_BTHWC, frames)  # type: ignore[no-any-return]
+        super().__init__(config, inputs, outputs, norm=False, scale=scale, time=time)
 
 
 def run(layer: nn.Module, x_BTHWC: Tensor, config: ModelConfig, *more: int) -> Tensor:
@@ -367,11 +369,6 @@ class Encoder(nn.Module):
             mean_BCTHW = mean_BCTHW + self.around(x_BCTHW)
         return mean_BCTHW, logvar_BCTHW.clamp(-30.0, 20.0)
 
-    def layers(self) -> Iterator[nn.Module]:
-        """What may be sharded on its own."""
-        yield from (layer for level in self.levels for layer in level.children() if isinstance(layer, ResBlock))
-        yield self.middle
-
     def normalised(self, z_BCTHW: Tensor) -> Tensor:
         """Latents with mean 0 and standard deviation 1 in each channel over the training set."""
         return (z_BCTHW - per_channel(self.shift)) / per_channel(self.scale)
@@ -428,11 +425,6 @@ class Decoder(nn.Module):
                 x_BTHWC = run(layer, x_BTHWC, self.config, *more)
         x_BCTHW: Tensor = self.conv_out(x_BTHWC).float().permute(0, 4, 1, 2, 3).contiguous()
         return x_BCTHW if self.around is None else x_BCTHW + self.around.back(z_BCTHW, frames)
-
-    def layers(self) -> Iterator[nn.Module]:
-        """What may be sharded on its own."""
-        yield self.middle
-        yield from (layer for level in self.levels for layer in level.children() if isinstance(layer, ResBlock))
 
     def _lengths(self, frames: int) -> list[int]:
         """Frames after each step up, the last step's first."""

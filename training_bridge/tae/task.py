@@ -19,7 +19,7 @@ from training_bridge.plan import Sample
 from training_bridge.tae import losses, measures
 from training_bridge.tae.encoder import export, to_network, to_pixels
 from training_bridge.tae.losses import Discriminator, LossConfig, Lpips
-from training_bridge.tae.model import SIZES, Decoder, Encoder, ModelConfig
+from training_bridge.tae.model import SIZES, Decoder, Encoder, ModelConfig, ResBlock
 from training_bridge.tae.normalisation import normalise
 from training_bridge.tae.weights import load_image_weights
 
@@ -104,7 +104,8 @@ class TaeTask:
         """What is sharded on its own."""
         for part in (model["encoder"], model["decoder"]):
             assert isinstance(part, Encoder | Decoder)
-            yield from part.layers()
+            yield from (layer for level in part.levels for layer in level.children() if isinstance(layer, ResBlock))
+            yield part.middle
 
     def parallelize(self, model: nn.ModuleDict, layout: "Layout", meshes: "Meshes | None") -> None:
         """Raises ValueError for a layout that splits samples or matrices: an autoencoder's ranks see different samples."""

@@ -143,7 +143,7 @@ def names(encoder: Encoder, decoder: Decoder) -> Iterator[tuple[str, str]]:
             for place, module in enumerate(level):
                 mine = f"{part}.levels.{number}.{place}"
                 if isinstance(module, Resize):
-                    yield from layer(module.conv, f"{mine}.conv", f"{part}.{blocks}.{number}.{steps}.0.conv", "")
+                    yield from layer(module, mine, f"{part}.{blocks}.{number}.{steps}.0.conv", "")
                 else:
                     yield from residual(module, mine, f"{part}.{blocks}.{number}.resnets.{place}")
         for mine, place in (("block1", 0), ("block2", 1)):

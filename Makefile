@@ -25,7 +25,7 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,shots,aesthetic,s3,caption]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,shots,aesthetic,s3,caption,train,text,analytics,review]'
 	@touch $@
 
 setup: $(VENV)/.base ## Install reelset into .venv

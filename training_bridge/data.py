@@ -166,6 +166,9 @@ def _planned(part: str, datasets: Mapping[str, DatasetConfig], config: DataConfi
         weights=tuple(sorted((name, dataset.weight) for name, dataset in datasets.items())),
     )
     try:
+        if len(kinds := {tuple(sorted(dataset.encoded)) for dataset in datasets.values()}) > 1:
+            said = " and ".join(", ".join(kind) or "nothing" for kind in sorted(kinds))
+            raise ValueError(f"datasets share steps, so all are read alike; `encoded` has {said}")
         sources = {name: _source(dataset) for name, dataset in datasets.items()}
         return sources, Plan({name: source.shown for name, source in sources.items()}, mix, config.seed)
     except ValueError as error:

@@ -5,6 +5,7 @@ hangs on how many workers there are or how far they read ahead, and its whole st
 """
 
 import faulthandler
+import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,9 +22,6 @@ from training_bridge.index import Shape
 from training_bridge.loop import DIGEST_BYTES
 from training_bridge.plan import Plan, Sample, Slot, part, tokens
 from training_bridge.reader import LATENTS, PIXELS, BadSample, Example, Reader
-
-STACKED = (PIXELS, LATENTS)
-"""Arrays of one shape in all of a step's samples; those of texts are as long as their texts."""
 
 Draw = Callable[[int, Sample, dict[str, tuple[int, ...]]], dict[str, NDArray[Any]]]
 """(seed, sample, shapes of its arrays) -> its draws. It runs in the workers, so it must be picklable: a function of a
@@ -186,21 +184,28 @@ class Micros(Dataset[Batch]):
             faulthandler.cancel_dump_traceback_later()
 
     def _batch(self, place: Place) -> Batch:
+        size, shape = len(place.slots), place.shape
+        pixels = None
+        if self.reader.decodes(place.slots[0].sample.dataset):
+            pixels = _shared_memory((size, 3, shape.frames, shape.height, shape.width))
         made: dict[Sample, tuple[Example, dict[str, NDArray[Any]], bytes]] = {}
-        for slot in place.slots:
+        for number, slot in enumerate(place.slots):
             if slot.sample not in made:  # what fills up is one sample again and again
-                made[slot.sample] = self._made(slot.sample)
+                made[slot.sample] = self._made(slot.sample, None if pixels is None else pixels[number].numpy())
+            elif pixels is not None:
+                pixels[number] = torch.from_numpy(made[slot.sample][0].arrays[PIXELS])
         rows = [made[slot.sample] for slot in place.slots]
         examples = [example for example, _, _ in rows]
         counted = [row for row, slot in zip(rows, place.slots, strict=True) if slot.weight]
-        names = examples[0].arrays.keys()
+        names = examples[0].arrays.keys() - {PIXELS}
+        tensors = {name: _stack([e.arrays[name] for e in examples]) for name in names & {LATENTS}}
         return Batch(
             step=place.step,
             micro=place.micro,
             micros=place.micros,
-            shape=place.shape,
-            tensors={name: _stack([e.arrays[name] for e in examples]) for name in names if name in STACKED},
-            ragged={name: [torch.from_numpy(e.arrays[name]) for e in examples] for name in names if name not in STACKED},
+            shape=shape,
+            tensors=tensors if pixels is None else {PIXELS: pixels},
+            ragged={name: [torch.from_numpy(e.arrays[name]) for e in examples] for name in sorted(names - {LATENTS})},
             texts=[example.text for example in examples],
             draws={name: _stack([draws[name] for _, draws, _ in rows]) for name in rows[0][1]},
             weights=torch.tensor([slot.weight for slot in place.slots]),
@@ -210,8 +215,8 @@ class Micros(Dataset[Batch]):
             bad=[bad for example, _, _ in counted for bad in example.bad],
         )
 
-    def _made(self, sample: Sample) -> tuple[Example, dict[str, NDArray[Any]], bytes]:
-        example = self.reader.read(sample)
+    def _made(self, sample: Sample, into: NDArray[np.uint8] | None) -> tuple[Example, dict[str, NDArray[Any]], bytes]:
+        example = self.reader.read(sample, into)
         shapes = {name: array.shape for name, array in example.arrays.items()}
         draws = {name: np.asarray(drawn) for name, drawn in self.draw(self.reader.seed, sample, shapes).items()}
         return example, draws, slot_digest(example, draws)
@@ -219,6 +224,14 @@ class Micros(Dataset[Batch]):
 
 def _stack(arrays: list[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
+
+
+def _shared_memory(shape: tuple[int, ...]) -> Tensor:
+    """Room for pixels that a worker hands over without a copy, as torch's own collation makes it."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _as_it_is(batch: Any) -> Any:

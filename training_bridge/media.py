@@ -32,8 +32,8 @@ class MediaError(ValueError):
     """These bytes are not the sample that they should be."""
 
 
-def decode_video(data: bytes, stored: Shape, window: Window | None = None) -> Pixels:
-    """The frames of a sample's `.mp4` as RGB (3, T, H, W): all of it, or a window.
+def decode_video(data: bytes, stored: Shape, window: Window | None = None, into: Pixels | None = None) -> Pixels:
+    """The frames of a sample's `.mp4` as RGB (3, T, H, W): all of it, or a window; `into` memory that is there, if given.
 
     A window is decoded from the keyframe before it up to its end. Raises MediaError where the video is broken, or not of
     the stored shape.
@@ -49,13 +49,13 @@ def decode_video(data: bytes, stored: Shape, window: Window | None = None) -> Pi
             ticks = 1 / (stream.average_rate * stream.time_base)
             if window.start:
                 container.seek(int(window.start * ticks), stream=stream)
-            return _pixels(_between(container.decode(stream), ticks, window), window, "yuv420p")
+            return _pixels(_between(container.decode(stream), ticks, window), window, "yuv420p", into)
     except (av.error.FFmpegError, IndexError) as error:
         raise MediaError(f"no video: {type(error).__name__}: {error}") from error
 
 
-def decode_image(data: bytes, stored: Shape, window: Window | None = None) -> Pixels:
-    """A sample's picture as RGB (3, 1, H, W), whole or a window. Raises MediaError as `decode_video` does."""
+def decode_image(data: bytes, stored: Shape, window: Window | None = None, into: Pixels | None = None) -> Pixels:
+    """A sample's picture as RGB (3, 1, H, W), as `decode_video` does it."""
     from PIL import Image
 
     window = window or Window.whole(stored)
@@ -66,7 +66,7 @@ def decode_image(data: bytes, stored: Shape, window: Window | None = None) -> Pi
         raise MediaError(f"no picture: {type(error).__name__}: {error}") from error
     if (found := Shape(1, *picture.shape[:2])) != stored:
         raise MediaError(f"the picture is {found}; the index says {stored}")
-    return _pixels(iter([av.VideoFrame.from_ndarray(picture, format="rgb24")]), window, "rgb24")
+    return _pixels(iter([av.VideoFrame.from_ndarray(picture, format="rgb24")]), window, "rgb24", into)
 
 
 def write_video(path: str | Path, frames: Pixels, fps: float) -> None:
@@ -106,9 +106,9 @@ def _between(pictures: Iterator[av.VideoFrame], ticks: Fraction, window: Window)
     raise MediaError(f"frame {wanted} is missing")
 
 
-def _pixels(pictures: Iterator[av.VideoFrame], window: Window, stored_as: str) -> Pixels:
+def _pixels(pictures: Iterator[av.VideoFrame], window: Window, stored_as: str, into: Pixels | None) -> Pixels:
     """The window's rectangle of each picture, as RGB (3, T, H, W)."""
-    pixels = np.empty((3, window.frames, window.height, window.width), np.uint8)
+    pixels = np.empty((3, window.frames, window.height, window.width), np.uint8) if into is None else into
     graph = None
     for number, picture in enumerate(pictures):
         if graph is None:

@@ -91,8 +91,8 @@ class Reader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "cache": Cache(self.cache.most), "files": {}}
 
-    def read(self, sample: Sample) -> Example:
-        """A sample, or its substitute: always the same one, of the same dataset and shape.
+    def read(self, sample: Sample, into: NDArray[np.uint8] | None = None) -> Example:
+        """A sample, or its substitute: always the same one, of the same dataset and shape. Pixels go `into` this, if given.
 
         Raises BadSample where the substitutes are bad too; OSError where a store does not answer (no sample is at fault).
         """
@@ -102,7 +102,7 @@ class Reader:
             if any(stand_in.key == key for key, _ in bad):
                 continue
             try:
-                return replace(self.exactly(stand_in, sample), bad=tuple(bad))
+                return replace(self.exactly(stand_in, sample, into), bad=tuple(bad))
             except BadSample as error:
                 bad.append((stand_in.key, str(error)))
         said = "; ".join(f"{key}: {why}" for key, why in bad)
@@ -113,6 +113,10 @@ class Reader:
         table = self.sources[sample.dataset].index.table
         return Shape(*(int(table[side][sample.row].as_py()) for side in ("frames", "height", "width")))
 
+    def decodes(self, dataset: str) -> bool:
+        """Whether a dataset's samples are pixels: not where latents are read."""
+        return all(part.name != LATENT for part in self.joined[dataset])
+
     def _substitute(self, sample: Sample, attempt: int) -> Sample:
         source, stored = self.sources[sample.dataset], self.shape(sample)
         shown = stored if source.view is None else source.view.shape_of(stored)
@@ -122,29 +126,28 @@ class Reader:
         row = int(rows[pick])
         return Sample(sample.dataset, row, source.index.table["key"][row].as_py(), sample.visit)
 
-    def exactly(self, sample: Sample, planned: Sample | None = None) -> Example:
+    def exactly(self, sample: Sample, planned: Sample | None = None, into: NDArray[np.uint8] | None = None) -> Example:
         """This sample and no other, with the view that is drawn for the planned one. Raises BadSample."""
-        source = self.sources[sample.dataset]
         members = self._members(sample)
         arrays: dict[str, NDArray[Any]] = {part.name: loads(members[part.name]) for part in self.joined[sample.dataset]}
-        if LATENT in arrays:
-            arrays[LATENTS] = arrays.pop(LATENT)
+        if self.decodes(sample.dataset):
+            arrays[PIXELS] = self._pixels(sample, planned or sample, members["media"], into)
         else:
-            arrays[PIXELS] = self._pixels(source, sample, planned or sample, members["media"])
+            arrays[LATENTS] = arrays.pop(LATENT)
         return Example(sample.dataset, sample.key, sample.visit, arrays, members.get("txt", b"").decode())
 
     def text(self, sample: Sample) -> str:
         """Only a sample's text; "" where it has none. Raises BadSample."""
         return self._own(sample, ("txt",)).get("txt", b"").decode()
 
-    def _pixels(self, source: Source, sample: Sample, planned: Sample, data: bytes) -> NDArray[np.uint8]:
-        stored = self.shape(sample)
+    def _pixels(self, sample: Sample, planned: Sample, data: bytes, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        source, stored = self.sources[sample.dataset], self.shape(sample)
         window = Window.whole(stored)
         if source.view is not None:
             window = source.view.draw(stored, generator(self.seed, identity(planned), planned.visit, "view"))
         decode = decode_image if source.index.table["image"][sample.row].as_py() else decode_video
         try:
-            return decode(data, stored, window)
+            return decode(data, stored, window, into)
         except MediaError as error:
             raise BadSample(str(error)) from error
 
@@ -152,7 +155,7 @@ class Reader:
         """The bytes of a sample's members and encodings, those that are needed and there."""
         which, joined = (sample.dataset, sample.row), self.joined[sample.dataset]
         if (held := self.cache.get(which)) is None:
-            held = self._own(sample, ("txt",) if any(part.name == LATENT for part in joined) else ("media", "txt"))
+            held = self._own(sample, ("media", "txt") if self.decodes(sample.dataset) else ("txt",))
             for part in joined:
                 shard, place = part.place(sample.row)
                 held |= self._files(part.root).members(shard, {part.name: place})

@@ -39,8 +39,8 @@ def search(
 ) -> list[Row]:
     """The `count` nearest clips to a text or to clips (the mean of their vectors), the nearest first; these are left out.
 
-    Columns: clip_id, similarity, path, start_s, end_s. With `subset` only clips that it keeps, or those `among`. Raises ConfigError where the
-    run has no index, a clip no vector, or no model reads text.
+    Columns: clip_id, similarity, path, start_s, end_s. With `subset` only clips that it keeps, or those `among`.
+    Raises ConfigError where the run has no index, a clip no vector, or no model reads text.
     """
     if (text is None) == (not like):
         raise ConfigError("search takes a text, or clips with --like, and one of both")

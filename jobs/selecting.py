@@ -90,9 +90,7 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
     return f"select: {subset.name}: {kept.num_rows} of {table.num_rows} clips kept{said if alone else ''}"
 
 
-def _select_reviewed(
-    folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], made_by: str, said: str
-) -> str:
+def _select_reviewed(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], made_by: str, said: str) -> str:
     """The selection of a subset that people pick: candidates by the rules, as always, and of these what was accepted."""
     assert subset.review is not None, "a subset that people pick"
     place = storage.join(folder, "selection", subset.name)

@@ -8,10 +8,10 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from curation.errors import ConfigError, SourceError, StageError
 from jobs.review import actions, pages
-from jobs.review.candidates import Wish
 from jobs.review.desk import Desk, who
 from jobs.review.guard import HEADERS, Guard
 from jobs.review.store import Refused
+from jobs.review.wishes import Wish
 
 
 def make(desk: Desk, guard: Guard, decided: Callable[[], None]) -> FastAPI:

@@ -7,81 +7,33 @@ the history: losing it costs seconds. Pages are read by key, never by offset, so
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
 
 from captioning.answers import FIELDS
 from curation import review
-from curation.errors import ConfigError
 from curation.review import Row
-from curation.rules import clip_rule
 from curation.select import draw_sql
 from curation.tables import CLIP_SCORES, CLIPS
 from jobs.inspect import connect
 from jobs.review.store import Decision, Refused, Store, summary
+from jobs.review.wishes import VERDICTS, Target, Wish
 from jobs.search import search
 
 FACTS = (*(name for name in CLIPS.names if name not in ("error_code", "error_message")), "unit", "cluster", "draw", "caption")
 """Columns of a candidate that come from the run folder's tables; `draw` is its place in a shuffled order."""
-SORTS = ("draw", "path", "start_s", "duration_s", "fps", "width", "height", *CLIP_SCORES, "camera", "cluster")
-VERDICTS = ("not_reviewed", "kept", "rejected", "conflict")
+BESIDE = ("fields", "words", "pixel_aspect", "rotation", "near")
+"""More of them that no order goes by: the caption's fields as JSON, what words are looked for in, the source's shape, and the
+cosine to the centre of the clip's own concept."""
 FOUND = 500
 """Clips that one search by text or likeness puts in a queue."""
 GROWN = 50
 SEEDS = 64
 """Accepted clips of a concept whose mean its neighbours are looked for around, the latest."""
 TEXT = ("clip_id", "source_id", "path", "kind", "status", "camera", "camera_code", "unit", "draw", "caption")
-
-
-class Target(BaseModel):
-    """A concept that the set shall have, and how much of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    quota: PositiveInt
-    text: str | None = None
-    """Looked for in words while there is no seed; needs an open_clip embedding."""
-    seeds: tuple[str, ...] = ()
-    """Clips to begin with. Accepted clips of the concept are seeds too."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """Which candidates, in which order."""
-
-    verdict: str | None = "not_reviewed"
-    words: str = ""
-    rule: str = ""
-    """A rule over the columns of `clips`, in the words of the rule lists."""
-    concept: str = ""
-    """A target concept, or the name of a search (`Candidates.find`)."""
-    sort: str = "draw"
-    """A column of SORTS, or `similarity` within a concept; `-` before it: the largest first."""
-
-    @property
-    def column(self) -> str:
-        """The column of the order. Raises ConfigError for another than those offered."""
-        name = self.sort.removeprefix("-")
-        if name not in (*SORTS, *(["similarity"] if self.concept else [])):
-            raise ConfigError(f"no order by {name!r}; there are {', '.join(SORTS)}")
-        return name
-
-
-def targets(file: Path) -> list[Target]:
-    """Target concepts of a YAML file, a list of `{name, quota, text, seeds}`. Raises ConfigError with its faults."""
-    try:
-        found = TypeAdapter(list[Target]).validate_python(yaml.safe_load(file.read_text()))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"concepts {str(file)!r}: {error}") from error
-    if len({target.name for target in found}) < len(found):
-        raise ConfigError(f"concepts {str(file)!r}: two have one name")
-    return found
 
 
 class Candidates:
@@ -102,18 +54,19 @@ class Candidates:
     def _fill(self, quota: int) -> None:
         columns = ", ".join(f"{n} {'TEXT' if n in TEXT else 'REAL' if n in CLIP_SCORES else 'NUMERIC'}" for n in FACTS)
         self.db.execute(
-            f"""CREATE TABLE cache.candidates ({columns}, fields TEXT, words TEXT, pixel_aspect REAL, rotation INTEGER,
-                concept TEXT, verdict TEXT NOT NULL DEFAULT 'not_reviewed', judges INTEGER NOT NULL DEFAULT 0, taken TEXT,
-                PRIMARY KEY (clip_id))"""
+            f"""CREATE TABLE cache.candidates ({columns},
+                fields TEXT, words TEXT, pixel_aspect REAL, rotation INTEGER, near REAL, concept TEXT,
+                verdict TEXT NOT NULL DEFAULT 'not_reviewed', judges INTEGER NOT NULL DEFAULT 0, taken TEXT, PRIMARY KEY (clip_id))"""
         )
-        self.db.execute("CREATE TABLE cache.mine (who TEXT, clip_id TEXT, state TEXT, PRIMARY KEY (who, clip_id)) WITHOUT ROWID")
-        self.db.execute("CREATE TABLE cache.targets (concept TEXT PRIMARY KEY, quota INTEGER)")
-        self.db.execute(
-            "CREATE TABLE cache.members (concept TEXT, clip_id TEXT, similarity REAL, PRIMARY KEY (concept, clip_id)) WITHOUT ROWID"
-        )
+        for table in (
+            "mine (who TEXT, clip_id TEXT, state TEXT, PRIMARY KEY (who, clip_id))",
+            "targets (concept TEXT PRIMARY KEY, quota INTEGER)",
+            "members (concept TEXT, clip_id TEXT, similarity REAL, PRIMARY KEY (concept, clip_id))",
+        ):
+            self.db.execute(f"CREATE TABLE cache.{table} WITHOUT ROWID")
         for rows in _candidates(self.run, self.store.subset):
-            marks = ", ".join("?" * (len(FACTS) + 4))
-            names = ", ".join((*FACTS, "fields", "words", "pixel_aspect", "rotation"))
+            marks = ", ".join("?" * (len(FACTS) + len(BESIDE)))
+            names = ", ".join((*FACTS, *BESIDE))
             self.db.executemany(f"INSERT INTO cache.candidates ({names}) VALUES ({marks})", rows)
         if self.wanted is None:
             named = "'concept ' || cluster"
@@ -122,7 +75,10 @@ class Candidates:
                 f"""INSERT INTO cache.targets SELECT DISTINCT {named}, ? FROM cache.candidates WHERE cluster IS NOT NULL""",
                 [quota],
             )
-            self.db.execute("INSERT INTO cache.members SELECT concept, clip_id, 0 FROM cache.candidates WHERE concept IS NOT NULL")
+            self.db.execute(
+                """INSERT INTO cache.members SELECT concept, clip_id, coalesce(near, 0) FROM cache.candidates
+                   WHERE concept IS NOT NULL"""
+            )
         else:
             self.db.executemany("INSERT INTO cache.targets VALUES (?, ?)", [(t.name, t.quota) for t in self.wanted])
             seeds = [(t.name, clip_id, 1.0) for t in self.wanted for clip_id in t.seeds]
@@ -158,7 +114,7 @@ class Candidates:
         )
         undone = {row["undoes"] for row in rows}
         skips = [row["who"] for row in rows if row["action"] == "skip" and row["judgement"] not in undone]
-        mine = {who: "skipped" for who in skips} | {row["who"]: "judged" for row in found.standing}
+        mine = dict.fromkeys(skips, "skipped") | {row["who"]: "judged" for row in found.standing}
         self.db.execute("DELETE FROM cache.mine WHERE clip_id = ?", [clip_id])
         self.db.executemany("INSERT INTO cache.mine VALUES (?, ?, ?)", [(who, clip_id, s) for who, s in mine.items()])
         return found
@@ -227,7 +183,7 @@ class Candidates:
 
     def _walk(self, wish: Wish, count: int, after: str | None, more: str, values: Sequence[Any]) -> list[Row]:
         column, down = wish.column, wish.sort.startswith("-")
-        where, own = _where(wish)
+        where, own = wish.where
         member = "JOIN cache.members near ON near.concept = ? AND near.clip_id = c.clip_id" if wish.concept else ""
         ordered = f"near.{column}" if column == "similarity" else f"c.{column}"
         sign, way = ("<", "DESC") if down else (">", "ASC")
@@ -242,9 +198,9 @@ class Candidates:
                 query = f"{shown} {key} ORDER BY {ordered} {way}, c.clip_id {way} LIMIT ?"
                 found = [_row(r) for r in self.db.execute(query, [*given, *here, count])]
             if len(found) < count:
-                key, here = (f"AND c.clip_id {sign} ?", at[1:]) if at and at[0] is None else ("", ())
+                key, beyond = (f"AND c.clip_id {sign} ?", [at[1]]) if at and at[0] is None else ("", [])
                 query = f"{shown} AND {ordered} IS NULL {key} ORDER BY c.clip_id {way} LIMIT ?"
-                found += [_row(r) for r in self.db.execute(query, [*given, *here, count - len(found)])]
+                found += [_row(r) for r in self.db.execute(query, [*given, *beyond, count - len(found)])]
         return found
 
     def _place(self, wish: Wish, column: str, after: str | None) -> tuple[Any, str] | None:
@@ -268,7 +224,7 @@ class Candidates:
 
     def tally(self, wish: Wish) -> dict[str, int]:
         """How many candidates a wish has, by verdict; its own verdict is not asked."""
-        where, own = _where(Wish(None, wish.words, wish.rule, wish.concept))
+        where, own = replace(wish, verdict=None).where
         member = "JOIN cache.members near ON near.concept = ? AND near.clip_id = c.clip_id" if wish.concept else ""
         query = f"SELECT verdict, count(*) FROM cache.candidates c {member} WHERE {where} GROUP BY verdict"
         with self.store.lock:
@@ -276,8 +232,9 @@ class Candidates:
         return dict.fromkeys(VERDICTS, 0) | dict(map(tuple, found))
 
     def _targets(self, more: str = "", values: Sequence[Any] = ()) -> list[Row]:
-        query = f"""SELECT concept, quota, (SELECT count(*) FROM cache.candidates WHERE verdict = 'kept' AND taken = concept) accepted
-                    FROM cache.targets WHERE TRUE {more}"""
+        query = f"""SELECT concept, quota,
+                           (SELECT count(*) FROM cache.candidates c WHERE c.verdict = 'kept' AND c.taken = t.concept) accepted
+                    FROM cache.targets t WHERE TRUE {more}"""
         with self.store.lock:
             return [dict(row) for row in self.db.execute(query, list(values))]
 
@@ -287,8 +244,8 @@ class Candidates:
 
     def concepts(self) -> list[Row]:
         """Target concepts: `concept, quota, accepted, waiting`, the emptiest first."""
-        query = """SELECT concept, count(*) FILTER (WHERE verdict = 'not_reviewed')
-                   FROM cache.members JOIN cache.candidates USING (clip_id) GROUP BY concept"""
+        query = """SELECT m.concept, count(*) FILTER (WHERE verdict = 'not_reviewed')
+                   FROM cache.members m JOIN cache.candidates USING (clip_id) GROUP BY m.concept"""
         with self.store.lock:
             waiting = dict(map(tuple, self.db.execute(query)))
         rows = [row | {"waiting": waiting.get(row["concept"], 0)} for row in self._targets()]
@@ -363,35 +320,23 @@ def _row(found: Any) -> Row:
     return row | {"fields": json.loads(row["fields"]) if row["fields"] else {}}
 
 
-def _where(wish: Wish) -> tuple[str, list[Any]]:
-    parts, values = ["TRUE"], []
-    if wish.verdict:
-        parts.append("c.verdict = ?")
-        values.append(wish.verdict)
-    for word in wish.words.lower().split():
-        parts.append("instr(c.words, ?) > 0")
-        values.append(word)
-    if wish.rule.strip():
-        rule = clip_rule(wish.rule.strip())
-        parts.append(f"c.clip_id IN (SELECT clip_id FROM cache.candidates WHERE {rule.sql})")
-    return " AND ".join(parts), values
-
-
 def _candidates(run: str, subset: str) -> Iterator[list[tuple[Any, ...]]]:
-    """Candidates of a subset, some thousands at a time: FACTS, the caption's fields as JSON, words to look for, shape."""
+    """Candidates of a subset, some thousands at a time: FACTS and BESIDE."""
     reasons = ", ".join(f"'{reason}'" for reason in (review.KEPT, *review.REASONS))
-    with connect(run, ("clips", "sources", "selection", "captions")) as connection:
+    with connect(run, ("clips", "sources", "selection", "captions", "concepts")) as connection:
         views = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
         named = {row[0] for row in connection.execute("DESCRIBE sources").fetchall()}
         own = "s.caption" if "caption" in named else "NULL"
         drafts = "LEFT JOIN (FROM captions WHERE status = 'ok') k USING (clip_id)" if "captions" in views else ""
+        near = "LEFT JOIN concepts near USING (clip_id)" if "concepts" in views else ""
         fields = f"to_json({{{', '.join(f'{f}: k.{f}' for f in FIELDS)}}})" if drafts else "NULL"
         caption = f"coalesce({'k.caption, ' if drafts else ''}{own}, '')"
-        facts = [f"c.{name}" if name in CLIPS.names else name for name in FACTS[:-2]]
-        query = f"""SELECT {", ".join(facts)}, {draw_sql(0, "review", "clip_id")}, {caption}, {fields},
-                           lower(concat_ws(' ', {caption}, c.path)), s.pixel_aspect, s.rotation
+        facts = [f"c.{name}" if name in CLIPS.names else name for name in FACTS[:-3]]
+        query = f"""SELECT {", ".join(facts)}, chosen.cluster, {draw_sql(0, "review", "clip_id")}, {caption}, {fields},
+                           lower(concat_ws(' ', {caption}, c.path)), s.pixel_aspect, s.rotation,
+                           {"near.similarity" if near else "NULL"}
                     FROM (FROM selection WHERE subset = $1 AND reason IN ({reasons})) chosen
-                    JOIN clips c USING (clip_id) JOIN sources s ON s.source_id = c.source_id {drafts} ORDER BY clip_id"""
+                    JOIN clips c USING (clip_id) JOIN sources s ON s.source_id = c.source_id {drafts} {near} ORDER BY clip_id"""
         found = connection.execute(query, [subset])
         while rows := found.fetchmany(10_000):
             yield rows

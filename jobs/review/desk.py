@@ -4,7 +4,7 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import unquote, urlencode
 
 import numpy as np
@@ -21,10 +21,11 @@ from curation.errors import ConfigError
 from curation.review import SHOTS, Row
 from curation.tables import CLIP_SCORES
 from jobs.report import render
-from jobs.review.candidates import SORTS, VERDICTS, Candidates, Wish
+from jobs.review.candidates import Candidates
 from jobs.review.guard import WHO
 from jobs.review.preview import Previews
 from jobs.review.store import Refused
+from jobs.review.wishes import SORTS, VERDICTS, Wish
 
 REASONS = ("dull motion", "shaky", "cluttered", "light or colour", "text or overlay", "edit effect", "wrong concept", "other")
 """Why people reject, the keys 1 to 8: what Movie Gen's annotators look for."""
@@ -72,22 +73,25 @@ class Desk:
         open_to_see = own is not None or clip["verdict"] != "not_reviewed"  # before, each judges for themselves
         last = own or (standing[-1] if standing and clip["verdict"] == "conflict" else None)
         draft = {"caption": clip["caption"], "camera": clip["camera"], "shots": [], **clip["fields"]}
-        draft |= {k: last[k] for k in ("start_frame", "end_frame", *draft, *FIELDS)} if last and last["action"] == "accept" else {}
-        film = None
-        if clip["kind"] == "video":
-            times = self.times(clip)
-            film = {"times": [round(t, 4) for t in (times - times[0]).tolist()], "length": clip["end_s"] - float(times[0])}
-            film |= {"start": clip["start_frame"], "end": clip["end_frame"], "own": draft.get("start_frame", clip["start_frame"])}
-            film |= {"until": draft.get("end_frame", clip["end_frame"]), "frames": buckets.FIXED_FRAMES}
-            film |= {"rates": list(buckets.FIXED_FPS)}
+        if last is not None and last["action"] == "accept":
+            draft = {name: last[name] for name in ("start_frame", "end_frame", "caption", "camera", "shots", *FIELDS)}
+        film = self._film(clip, draft) if clip["kind"] == "video" else None
         shown = {"clip": clip, "held": held, "film": film, "draft": draft, "standing": standing if open_to_see else []}
         shown |= {"scores": {name: clip[name] for name in CLIP_SCORES if clip[name] is not None}, "fields": FIELDS}
         return shown | {"cameras": CLASSES, "shots": SHOTS, "reasons": REASONS, "mine": self.candidates.store.last(who)}
 
+    def _film(self, clip: Row, draft: Row) -> Row:
+        """What the timeline knows: the frames' times from the clip's start, the span, and what makes a sample."""
+        times = self.times(clip)
+        span = {"from": draft.get("start_frame", clip["start_frame"]), "until": draft.get("end_frame", clip["end_frame"])}
+        length = {"times": [round(t, 4) for t in (times - times[0]).tolist()], "length": clip["end_s"] - float(times[0])}
+        return span | length | {"start": clip["start_frame"], "frames": buckets.FIXED_FRAMES, "rates": list(buckets.FIXED_FPS)}
+
     def page(self, name: str, who: str, wish: Wish, facts: Row) -> str:
         """A page of ours."""
-        common = {"who": who, "subset": self.candidates.store.subset, "wish": wish, "query": query(wish), "page": name}
-        return render(common | {"sorts": SORTS, "verdicts": VERDICTS} | facts, f"review/{name}.html.j2")
+        common: Row = {"who": who, "subset": self.candidates.store.subset, "wish": wish, "query": query(wish), "page": name}
+        offered: Row = {"sorts": SORTS, "verdicts": VERDICTS}
+        return render(common | offered | facts, f"review/{name}.html.j2")
 
 
 def desk(request: Request) -> Desk:
@@ -147,4 +151,3 @@ Asked = Annotated[Desk, Depends(desk)]
 Who = Annotated[str, Depends(who)]
 Someone = Annotated[str, Depends(someone)]
 Wished = Annotated[Wish, Depends(wish)]
-

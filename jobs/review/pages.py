@@ -7,12 +7,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from jobs.pictures import middle_jpegs
-from jobs.review.candidates import Wish
 from jobs.review.desk import Asked, Who, Wished, asset, query
 from jobs.review.guard import TOKEN, Guard, keep
+from jobs.review.wishes import Wish
 
 ROWS = 40
 """Candidates on a page of the list."""
+SHOWN = 4
+"""Pictures of a concept."""
 router = APIRouter()
 
 
@@ -61,15 +63,17 @@ def listed(desk: Asked, who: Who, wish: Wished, after: str | None = None) -> HTM
     """Candidates in a table, a page at a time."""
     rows = desk.candidates.page(wish, ROWS + 1, after)
     more = rows[ROWS - 1]["clip_id"] if len(rows) > ROWS else None
-    return HTMLResponse(
-        desk.page("list", who, wish, {"rows": rows[:ROWS], "more": more, "tally": desk.candidates.tally(wish)})
-    )
+    return HTMLResponse(desk.page("list", who, wish, {"rows": rows[:ROWS], "more": more, "tally": desk.candidates.tally(wish)}))
 
 
 @router.get("/concepts")
 def concepts(desk: Asked, who: Who) -> HTMLResponse:
     """How full each target concept is."""
-    rows = [row | {"seeds": desk.candidates.taken(row["concept"], 4)} for row in desk.candidates.concepts()]
+    rows = []
+    for row in desk.candidates.concepts():
+        taken = desk.candidates.taken(row["concept"], SHOWN)
+        waiting = desk.candidates.page(Wish(concept=row["concept"], sort="-similarity"), SHOWN) if not taken else []
+        rows.append(row | {"taken": taken, "shown": taken or [clip["clip_id"] for clip in waiting]})
     return HTMLResponse(desk.page("concepts", who, Wish(), {"rows": rows}))
 
 
@@ -97,6 +101,12 @@ def frame(desk: Asked, clip_id: str) -> Response:
     if clip_id not in found:
         return Response(status_code=404)
     return Response(found[clip_id], media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.get("/favicon.ico")
+def icon() -> Response:
+    """There is none."""
+    return Response(status_code=204)
 
 
 @router.get("/static/{name}")

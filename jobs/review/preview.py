@@ -42,7 +42,7 @@ class Previews:
         self.child.close()
 
     def film(self, clip: dict[str, Any], times: Sequence[float]) -> Path:
-        """The preview of a video clip, whose frames stand at `times`. Raises SourceError or StageError where none can be made."""
+        """The preview of a clip whose frames stand at `times`. Raises SourceError or StageError where none can be made."""
         place = self.folder / f"{clip['clip_id']}.mp4"
         with self.lock:
             if not place.exists():

@@ -67,8 +67,9 @@ def decide(run: str, config: Config, subset_name: str, bucket_class: int, rule: 
     return pa.concat_tables([placed, assigned, rest]).sort_by("clip_id").combine_chunks()
 
 
+CANDIDATE = f"reason IN ({', '.join(map(repr, (review.KEPT, *REASONS)))})"
 DECIDED = f"""
-    WITH known AS (SELECT *, {{pinned}} AS pinned, reason IN ({", ".join(f"'{r}'" for r in (review.KEPT, *REASONS))}) AS candidate
+    WITH known AS (SELECT *, {{pinned}} AS pinned, {CANDIDATE} AS candidate
                    FROM given LEFT JOIN verdicts USING (clip_id)),
          judged AS (SELECT *, CASE WHEN candidate THEN coalesce(verdict, '{review.NOT_REVIEWED}') ELSE reason END AS now
                     FROM known)
@@ -126,7 +127,9 @@ def judgements(run: str, names: Sequence[str]) -> dict[str, Row]:
         found |= {row["judgement"]: row for row in rows}
     lacking = [name for name in names if name not in found]
     if lacking:
-        raise ConfigError(f"review/ lacks {len(lacking)} judgements that the selection names: {', '.join(lacking[:PINNED_SHOWN])}")
+        raise ConfigError(
+            f"review/ lacks {len(lacking)} judgements that the selection names: {', '.join(lacking[:PINNED_SHOWN])}"
+        )
     return found
 
 

@@ -14,9 +14,10 @@ from curation.review import by_clip
 from curation.rules import SubsetConfig
 from jobs.config import Config, resolve
 from jobs.inspect import subsets
-from jobs.review.candidates import Candidates, Wish, targets
+from jobs.review.candidates import Candidates
 from jobs.review.guard import checked
 from jobs.review.store import Store, default_place, export, served_alone, summary
+from jobs.review.wishes import Wish, targets
 
 EVERY = 20
 """Decisions after which they are exported."""
@@ -84,7 +85,9 @@ def write(run: str, subset: str, store: str | None, say: Say) -> None:
     with _opened(Store(place, subset, chosen.review)) as opened:
         rows = export(run, opened)
         found = summary(list(by_clip(opened.history()).values()), chosen.review)
-    stand = ", ".join(f"{n} {reason.removeprefix('unselected:').replace('_', ' ')}" for reason, n in found["reasons"].items() if n)
+    stand = ", ".join(
+        f"{n} {reason.removeprefix('unselected:').replace('_', ' ')}" for reason, n in found["reasons"].items() if n
+    )
     say(f"review: {rows} decisions exported to review/{subset}.parquet: {stand or 'nothing stands'}")
     for clip_id in found["conflicts"]:
         say(f"  conflict: {clip_id}")
@@ -151,5 +154,7 @@ def _subset(run: str, name: str) -> tuple[SubsetConfig, Config]:
 
 def _place(run: str, subset: str, store: str | None) -> str:
     if store is None and storage.is_remote(run):
-        raise ConfigError(f"{run!r} is not on this machine: say with --store FILE where decisions are kept until they are exported")
+        raise ConfigError(
+            f"{run!r} is not on this machine: say with --store FILE where decisions are kept until they are exported"
+        )
     return store or str(storage.local_path(default_place(run, subset)))

@@ -31,8 +31,8 @@ CREATE TABLE IF NOT EXISTS history (
     subjects TEXT, actions TEXT, setting TEXT, lighting TEXT, style TEXT, people TEXT, visible_text TEXT);
 CREATE INDEX IF NOT EXISTS history_clip ON history (clip_id, seq);
 CREATE INDEX IF NOT EXISTS history_who ON history (who, seq);
-CREATE TRIGGER IF NOT EXISTS history_stays BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is never changed'); END;
-CREATE TRIGGER IF NOT EXISTS history_is_whole BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is never changed'); END;
+CREATE TRIGGER IF NOT EXISTS no_change BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is never changed'); END;
+CREATE TRIGGER IF NOT EXISTS no_loss BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is never changed'); END;
 CREATE TABLE IF NOT EXISTS leases (clip_id TEXT PRIMARY KEY, who TEXT NOT NULL, until REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS grown (concept TEXT, clip_id TEXT, similarity REAL, PRIMARY KEY (concept, clip_id));
 """

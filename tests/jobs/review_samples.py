@@ -78,13 +78,26 @@ def tables(run: Path, number: int, path: Path, per_film: int) -> None:
     unit, source_id, frames = f"unit-{number:06d}", f"{number:016x}", (per_film - 1) * STEP + CLIP_FRAMES
     shape = {"width": WIDTH, "height": HEIGHT, "fps": float(FPS), "kind": "video", "status": "ok", "path": path.name}
     source = shape | {"unit": unit, "source_id": source_id, "frames": frames, "duration_s": frames / FPS, "bytes": 1}
-    source |= {"rotation": 0, "pixel_aspect": 1.0, "caption": f"Film {number}, {HOSTILE if number == 1 else 'as it was found'}."}
+    source |= {
+        "rotation": 0,
+        "pixel_aspect": 1.0,
+        "caption": f"Film {number}, {HOSTILE if number == 1 else 'as it was found'}.",
+    }
     clips: list[Row] = []
     for n in range(per_film):
         start, end = n * STEP, n * STEP + CLIP_FRAMES
         clip = shape | {"source_id": source_id, "start_frame": start, "end_frame": end, "frames": CLIP_FRAMES}
-        clip |= {"start_s": start / FPS, "end_s": end / FPS, "duration_s": CLIP_FRAMES / FPS, "motion_mv": 1.0 + n + number / 10}
-        clip |= {"clip_id": f"{source_id}_{start:07d}_{end:07d}", "aesthetic": 5.0 + n / 4 if n else None, "camera": "pan_right"}
+        clip |= {
+            "start_s": start / FPS,
+            "end_s": end / FPS,
+            "duration_s": CLIP_FRAMES / FPS,
+            "motion_mv": 1.0 + n + number / 10,
+        }
+        clip |= {
+            "clip_id": f"{source_id}_{start:07d}_{end:07d}",
+            "aesthetic": 5.0 + n / 4 if n else None,
+            "camera": "pan_right",
+        }
         clips.append(clip | {"camera_confidence": 0.9, "border_frac": 0.0})
     dropped = [c | {"clip_id": f"{c['clip_id']}x", "motion_mv": 0.1} for c in clips]
     extra = pa.schema([*SOURCES, ("caption", pa.string())])

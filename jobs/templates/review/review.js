@@ -55,7 +55,7 @@ function desk(main) {
   const clip = main.dataset.clip, film = JSON.parse(main.dataset.film), form = $("tell"), video = $("film");
   const kept = `draft ${clip}`;
   const following = `/next?${query}${query ? "&" : ""}after=${encodeURIComponent(clip)}`;
-  let from = film ? film.own - film.start : 0, until = film ? film.until - film.start : 0, inside = false;
+  let from = film ? film.from - film.start : 0, until = film ? film.until - film.start : 0, inside = false;
 
   // -- the timeline: frames of the clip, each at its own time
   const last = film ? film.times.length : 0;

@@ -147,9 +147,8 @@ def _recut(run: str, page: dict[str, Any], clip_id: str, unit: str) -> Recut:
             fates[made.key] = dict(zip((*FATE, MESSAGE), (status, made.error_code, digest, made.error_message), strict=True))
     finally:
         worker.close()
-    return Recut(
-        clip_id, recorded, [{"subset": row["subset"], **fates[cut_key(*(plain | picked)[row["subset"]])]} for row in recorded]
-    )
+    keys = {subset: cut_key(*own) for subset, own in (plain | picked).items()}
+    return Recut(clip_id, recorded, [{"subset": row["subset"], **fates[keys[row["subset"]]]} for row in recorded])
 
 
 def settings(page: dict[str, Any]) -> Config:

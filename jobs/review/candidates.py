@@ -56,7 +56,8 @@ class Candidates:
         self.db.execute(
             f"""CREATE TABLE cache.candidates ({columns},
                 fields TEXT, words TEXT, pixel_aspect REAL, rotation INTEGER, near REAL, concept TEXT,
-                verdict TEXT NOT NULL DEFAULT 'not_reviewed', judges INTEGER NOT NULL DEFAULT 0, taken TEXT, PRIMARY KEY (clip_id))"""
+                verdict TEXT NOT NULL DEFAULT 'not_reviewed', judges INTEGER NOT NULL DEFAULT 0, taken TEXT,
+                PRIMARY KEY (clip_id))"""
         )
         for table in (
             "mine (who TEXT, clip_id TEXT, state TEXT, PRIMARY KEY (who, clip_id))",

@@ -76,7 +76,7 @@ class Desk:
         if last is not None and last["action"] == "accept":
             draft = {name: last[name] for name in ("start_frame", "end_frame", "caption", "camera", "shots", *FIELDS)}
         film = self._film(clip, draft) if clip["kind"] == "video" else None
-        shown = {"clip": clip, "held": held, "film": film, "draft": draft, "standing": standing if open_to_see else []}
+        shown: Row = {"clip": clip, "held": held, "film": film, "draft": draft, "standing": standing if open_to_see else []}
         shown |= {"scores": {name: clip[name] for name in CLIP_SCORES if clip[name] is not None}, "fields": FIELDS}
         return shown | {"cameras": CLASSES, "shots": SHOTS, "reasons": REASONS, "mine": self.candidates.store.last(who)}
 

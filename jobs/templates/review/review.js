@@ -115,13 +115,15 @@ function desk(main) {
       requestAnimationFrame(follow);
     };
     follow();
-    video.addEventListener("error", async () => {
+    const fail = async () => {
       const answer = await fetch(video.src).catch(() => null);
       $("unplayable").textContent = `This clip cannot be played. ${answer ? await answer.text() : ""}`.slice(0, 300);
       $("unplayable").hidden = false;
       video.hidden = true;
-    });
-    video.addEventListener("loadeddata", () => { main.dataset.ready = "yes"; video.play().catch(() => {}); ahead(); }, { once: true });
+    };
+    if (video.error) fail(); else video.addEventListener("error", fail);
+    const begin = () => { main.dataset.ready = "yes"; video.play().catch(() => {}); ahead(); };
+    if (video.readyState >= 2) begin(); else video.addEventListener("loadeddata", begin, { once: true });
   }
 
   // While this one is looked at, the film of the next is cut.

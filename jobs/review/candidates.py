@@ -28,6 +28,7 @@ FACTS = (*(name for name in CLIPS.names if name not in ("error_code", "error_mes
 BESIDE = ("fields", "words", "pixel_aspect", "rotation", "near")
 """More of them that no order goes by: the caption's fields as JSON, what words are looked for in, the source's shape, and the
 cosine to the centre of the clip's own concept."""
+NEAR = "JOIN (SELECT clip_id AS near_id, similarity FROM cache.members WHERE concept = ?) near ON near_id = c.clip_id"
 FOUND = 500
 """Clips that one search by text or likeness puts in a queue."""
 GROWN = 50
@@ -185,7 +186,7 @@ class Candidates:
     def _walk(self, wish: Wish, count: int, after: str | None, more: str, values: Sequence[Any]) -> list[Row]:
         column, down = wish.column, wish.sort.startswith("-")
         where, own = wish.where
-        member = "JOIN cache.members near ON near.concept = ? AND near.clip_id = c.clip_id" if wish.concept else ""
+        member = NEAR if wish.concept else ""
         ordered = f"near.{column}" if column == "similarity" else f"c.{column}"
         sign, way = ("<", "DESC") if down else (">", "ASC")
         given = [*([wish.concept] if wish.concept else []), *own, *values]
@@ -226,7 +227,7 @@ class Candidates:
     def tally(self, wish: Wish) -> dict[str, int]:
         """How many candidates a wish has, by verdict; its own verdict is not asked."""
         where, own = replace(wish, verdict=None).where
-        member = "JOIN cache.members near ON near.concept = ? AND near.clip_id = c.clip_id" if wish.concept else ""
+        member = NEAR if wish.concept else ""
         query = f"SELECT verdict, count(*) FROM cache.candidates c {member} WHERE {where} GROUP BY verdict"
         with self.store.lock:
             found = self.db.execute(query, [*([wish.concept] if wish.concept else []), *own]).fetchall()
@@ -256,6 +257,12 @@ class Candidates:
         """The latest accepted clips of a concept."""
         query = """SELECT c.clip_id FROM cache.candidates c WHERE verdict = 'kept' AND taken = ?
                    ORDER BY (SELECT max(seq) FROM history h WHERE h.clip_id = c.clip_id) DESC LIMIT ?"""
+        with self.store.lock:
+            return [row[0] for row in self.db.execute(query, [concept, count])]
+
+    def nearest(self, concept: str, count: int) -> list[str]:
+        """The clips that are nearest to a concept, whatever was said of them."""
+        query = "SELECT clip_id FROM cache.members WHERE concept = ? ORDER BY similarity DESC, clip_id DESC LIMIT ?"
         with self.store.lock:
             return [row[0] for row in self.db.execute(query, [concept, count])]
 

@@ -72,8 +72,7 @@ def concepts(desk: Asked, who: Who) -> HTMLResponse:
     rows = []
     for row in desk.candidates.concepts():
         taken = desk.candidates.taken(row["concept"], SHOWN)
-        waiting = desk.candidates.page(Wish(concept=row["concept"], sort="-similarity"), SHOWN) if not taken else []
-        rows.append(row | {"taken": taken, "shown": taken or [clip["clip_id"] for clip in waiting]})
+        rows.append(row | {"taken": taken, "shown": taken or desk.candidates.nearest(row["concept"], SHOWN)})
     return HTMLResponse(desk.page("concepts", who, Wish(), {"rows": rows}))
 
 

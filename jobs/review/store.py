@@ -200,9 +200,10 @@ def refresh(run: str, subset: str, rule: ReviewConfig) -> None:
 
 
 def summary(histories: Sequence[Sequence[Row]], rule: ReviewConfig) -> dict[str, Any]:
-    """Counts of verdicts, conflicts, and how far people agree on clips that two or more judged."""
+    """Counts of verdicts, conflicts, and how far people agree on clips that two judged, each for themselves."""
     verdicts = [review.verdict(rows, rule) for rows in histories]
-    pairs = [v.standing[:2] for v in verdicts if len(v.standing) > 1]
+    apart = [review.standing([row for row in rows if not row["settles"]])[:2] for rows in histories]
+    pairs = [pair for pair in apart if len(pair) > 1]
     same = [a["action"] == b["action"] for a, b in pairs]
     spans = [review.overlap(a, b) for a, b in pairs if a["action"] == b["action"] == "accept"]
     accepts = sum(row["action"] == "accept" for pair in pairs for row in pair) / (2 * len(pairs)) if pairs else 0.0

@@ -51,7 +51,7 @@ class Wish:
 
     @property
     def where(self) -> tuple[str, list[Any]]:
-        """SQL over the table of candidates `c`, and its values. Raises ConfigError for a rule that is none."""
+        """SQL over the table of candidates, and its values. Raises ConfigError for a rule that is none."""
         parts, values = ["TRUE"], list[Any]()
         if self.verdict:
             parts.append("c.verdict = ?")
@@ -60,8 +60,7 @@ class Wish:
             parts.append("instr(c.words, ?) > 0")
             values.append(word)
         if self.rule.strip():
-            rule = clip_rule(self.rule.strip())
-            parts.append(f"c.clip_id IN (SELECT clip_id FROM cache.candidates WHERE {rule.sql})")
+            parts.append(clip_rule(self.rule.strip()).sql)
         return " AND ".join(parts), values
 
 

@@ -19,7 +19,7 @@ from jobs.review.store import default_place
 from tests.jobs.review_samples import CLIP_FRAMES, HOSTILE, make_run
 
 if TYPE_CHECKING:
-    from selenium.webdriver import Chrome
+    pass
 
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -32,6 +32,13 @@ pytest.importorskip("selenium")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (apt install chromium chromium-driver)"
 )
+
+EVIL = """<form method=post action="HOME/decide" enctype="text/plain"><input name='{"a":"' value='"}'></form><script>
+fetch("HOME/undo", {method: "POST", credentials: "include", body: '{"judgement":"0123456789ab"}',
+    headers: {"Content-Type": "application/json"}})
+  .then((answer) => { document.title = "in " + answer.status; }, () => { document.title = "refused"; })
+</script>"""
+"""A page of somebody else's that would decide in the reviewer's name."""
 
 
 def until(ask: Callable[[], Any], what: str) -> Any:
@@ -306,9 +313,7 @@ def test_two_people_hostile_names_concepts_and_other_pages(site: Callable[..., A
     # another page's script and form reach nothing
     rows = len(server.history)
     evil = tmp_path / "evil.html"
-    evil.write_text(f"""<form method=post action="http://127.0.0.1:{server.port}/decide" enctype="text/plain"><input name='{{"a":"' value='"}}'></form>
-        <script>fetch("http://127.0.0.1:{server.port}/undo", {{method: "POST", credentials: "include", body: '{{"judgement":"0123456789ab"}}',
-        headers: {{"Content-Type": "application/json"}}}}).then(a => document.title = "in " + a.status, () => document.title = "refused")</script>""")
+    evil.write_text(EVIL.replace("HOME", f"http://127.0.0.1:{server.port}"))
     ann.driver.get(evil.as_uri())
     until(lambda: ann.driver.title == "refused", "the other page is refused")
     ann.js("document.forms[0].submit()")

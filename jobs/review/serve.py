@@ -110,11 +110,11 @@ class Exporter:
             self.wake.set()
 
     def close(self) -> None:
-        """Export the rest."""
+        """Export what there is."""
         self.ending = True
         self.wake.set()
         self.thread.join()
-        if self.new:
+        if self.store.history():
             export(self.run, self.store)
 
     def _work(self) -> None:

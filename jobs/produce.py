@@ -170,9 +170,8 @@ class CutUnits:
 
     def __call__(self, item: Item) -> Item:
         unit, there = item["unit"], cuts(self.run, item["unit"])
-        if {
-            cut_key(*clip) for clip in (*item["clips"], *item["mended"])
-        } <= there.keys():  # by an actor that died before it could say so
+        wanted = {cut_key(*clip) for clip in (*item["clips"], *item["mended"])}
+        if wanted <= there.keys():  # by an actor that died before it could say so
             rows = list(there.values())
         else:
             rows = write_cuts(self.run, unit, self.made(unit, item["clips"], item["mended"]))

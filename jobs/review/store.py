@@ -109,9 +109,14 @@ class Store:
         return review.verdict(self.history(clip_id), self.rule)
 
     def add(self, decision: Decision) -> Row:
-        """Add a decision inside the caller's transaction; one whose name is there already is given back as it stands."""
+        """Add a decision inside the caller's transaction; one whose name is there already is given back as it stands.
+
+        Raises Refused where somebody else has the clip open.
+        """
         known = self.db.execute("SELECT * FROM history WHERE judgement = ?", [decision.judgement]).fetchone()
         if known is None:
+            if (other := self.lease(decision.clip_id, decision.who)) is not None:
+                raise Refused(f"{other} has this clip open")
             settles = self.verdict(decision.clip_id).reason == review.CONFLICT and decision.action in ("accept", "reject")
             row = {"judgement": decision.judgement, "clip_id": decision.clip_id, "who": decision.who, "settles": settles}
             row |= {"action": decision.action, "reason": decision.reason, "concept": decision.concept, **decision.mended}

@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import av
+import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from typer.testing import CliRunner
 
 from bucketing.buckets import choose, fixed_fps
 from bucketing.shard_format import read_index, read_member
-from curation import review, run_folder, storage
+from curation import embedding, review, run_folder, storage
 from curation.errors import ConfigError
 from curation.media import MediaLimits
 from curation.review import ReviewConfig
+from curation.sources import UNITS
+from curation.tables import CLIPS, FRAMES, SERIES, SOURCES
 from jobs import pipeline
 from jobs.cli import app as command
 from jobs.review import candidates as candidates_module
@@ -32,7 +36,7 @@ from jobs.review.preview import Previews
 from jobs.review.serve import Options, serve
 from jobs.review.store import Store, default_place, export
 from jobs.review.wishes import Target, Wish, targets
-from tests.jobs.review_samples import CLIP_FRAMES, FPS, HOSTILE, STEP, make_run
+from tests.jobs.review_samples import CLIP_FRAMES, FPS, HOSTILE, STEP, film, make_run
 from tests.media_samples import number_of
 
 BASE = "http://127.0.0.1:8765"
@@ -242,8 +246,8 @@ def test_films_are_cut_from_the_source_and_read_in_parts(served: Serve, tmp_path
     part = ann.get(f"/film/{clip_id}.mp4", headers={"range": "bytes=100-199"})
     assert part.status_code == 206 and part.content == whole.content[100:200]
     assert part.headers["content-range"] == f"bytes 100-199/{len(whole.content)}"
-    with av.open(io.BytesIO(whole.content)) as film:
-        frames = [(frame.time, number_of(frame.to_ndarray(format="gray"))) for frame in film.decode(video=0)]
+    with av.open(io.BytesIO(whole.content)) as opened:
+        frames = [(frame.time, number_of(frame.to_ndarray(format="gray"))) for frame in opened.decode(video=0)]
     assert [n for _, n in frames] == list(range(2 * STEP, 2 * STEP + CLIP_FRAMES))
     assert [t for t, _ in frames] == pytest.approx([n / FPS for n in range(CLIP_FRAMES)], abs=1e-3)
     assert ann.get("/film/nobody.mp4").status_code == 404
@@ -410,9 +414,9 @@ def samples(run: Path) -> dict[str, tuple[list[int], Any, dict[str, Any], str]]:
         with place.with_suffix(".tar").open("rb") as tar:
             members = {row["member"]: read_member(tar, row) for row in index}
         for key in {row["key"] for row in index}:
-            with av.open(io.BytesIO(members[f"{key}.mp4"])) as film:
-                rate = film.streams.video[0].average_rate
-                numbers = [number_of(frame.to_ndarray(format="gray")[:192]) for frame in film.decode(video=0)]
+            with av.open(io.BytesIO(members[f"{key}.mp4"])) as sample:
+                rate = sample.streams.video[0].average_rate
+                numbers = [number_of(frame.to_ndarray(format="gray")) for frame in sample.decode(video=0)]
             found[key] = (numbers, rate, json.loads(members[f"{key}.json"]), members[f"{key}.txt"].decode())
     return found
 
@@ -491,6 +495,36 @@ def test_new_clips_join_the_candidates(planned: Path, served: Serve) -> None:
         storage.write_table(str(own.run / table / "unit-000003.parquet"), rows)
     again(own.run, "select")
     assert reasons(own.run) == before
+
+
+def test_an_image_is_picked_without_a_span(served: Serve) -> None:
+    own = served()
+    own.close()
+    place, source_id = own.run.parent / "still.png", f"{9:016x}"
+    Image.fromarray(film(9)(5)).save(place)
+    shape = {"source_id": source_id, "path": place.name, "kind": "image", "status": "ok", "width": 352, "height": 200}
+    clip = shape | {"clip_id": f"{source_id}_0000000_0000001", "start_frame": 0, "end_frame": 1, "start_s": 0.0, "end_s": 0.0}
+    clip |= {"duration_s": 0.0, "frames": 1}
+    frame = {"clip_id": clip["clip_id"], "source_id": source_id, "frame": 0, "jpeg": b"none"}
+    vectors = pa.table([pa.array([clip["clip_id"]]), pa.array([[1.0] * 8], pa.list_(pa.float32(), 8))], ["clip_id", "vector"])
+    source = shape | {"unit": "unit-000009", "rotation": 0, "pixel_aspect": 1.0}
+    for name, table in {
+        "sources": storage.rows_table([source], SOURCES),
+        "clips": storage.rows_table([clip], CLIPS),
+        "units": storage.rows_table([{"path": place.name, "source_id": source_id, "url": storage.escape(str(place))}], UNITS),
+        "series": SERIES.empty_table(),
+        "frames": storage.rows_table([frame], FRAMES),
+        "embeddings/layout": vectors.cast(embedding.schema(8)),
+    }.items():
+        storage.write_table(str(own.run / name / "unit-000009.parquet"), table)
+    again(own.run, "select")
+    new = served()
+    ann = new.person("Ann")
+    assert "<video" not in ann.get(f"/clip/{clip['clip_id']}").text
+    assert new.decide(ann, str(clip["clip_id"]), "accept", mended={"camera": "pan_left"})["verdict"] == "kept"
+    again(new.run, "select", "produce")
+    tar = next((new.run / "shards").rglob("*.tar")).read_bytes()
+    assert b"_0000001.webp" in tar and b"\0A lamp swings.\0" in tar and new.store.history()[0]["end_frame"] is None
 
 
 def test_the_verb_exports_and_says_what_is_in_conflict(served: Serve) -> None:

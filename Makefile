@@ -28,12 +28,19 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,shots,aesthetic,s3,caption,train,text,analytics,review]'
 	@touch $@
 
+# The review page is tried in a real browser; its tests are skipped, with the reason, where there is none.
+.PHONY: browser
+browser:
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } || \
+	  echo "no chromium here: the browser's tests will be skipped"
+
 setup: $(VENV)/.base ## Install reelset into .venv
 
 demo: $(VENV)/.base ## Curate a generated corpus whose truth is known, on Ray, and compare
 	$(BIN)/reelset demo --output demo
 
-test: $(VENV)/.dev ## Run the tests: offline, two cores, no GPU
+test: $(VENV)/.dev browser ## Run the tests: offline, two cores, no GPU
 	$(BIN)/python -m pytest -m 'not slow and not gpu and not hostile and not faults and not vllm' -n 2 -q
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes

@@ -34,6 +34,9 @@ FPS_MAX = {256: 24.0, 192: 24.0, 128: 32.0}
 """Frame count -> highest rate: 256 frames are 10.67 to 16 s, 192 are 8 to 12 s, 128 are 4 to 8 s."""
 FPS_FINEST = 1001
 """Largest denominator of a sample's rate: exact for 24000/1001 and its kin, within one in a million for others."""
+FIXED_FPS = (16, 24)
+"""Rates of samples for fine-tuning, of 256 frames: 16 s or 10.67 s (Movie Gen, section on fine-tuning data)."""
+FIXED_FRAMES = 256
 CENTRE_BELOW_S = 12.0
 """Clips under this give their centre at the highest rate for 256 frames; longer ones are shown whole."""
 SLACK = 1e-3
@@ -97,13 +100,13 @@ def named(name: str) -> Bucket:
     raise ValueError(f"no bucket has the name {name!r}")
 
 
-def choose(clip: Mapping[str, Any], bucket_class: int) -> Choice:
+def choose(clip: Mapping[str, Any], bucket_class: int, fixed: bool = False) -> Choice:
     """The bucket of a clip, from its row of `clips`: a pure function, explained in `why`.
 
     The nearest ratio of the picture without its bars; the longest frame count whose frames the clip has at a rate of its
     range. A clip that is too long gives its centre; no frame is repeated and no picture enlarged. `pixel_aspect` and
     `rotation` are the source's, where the mapping has them: stored pixels that are stretched for display do not count
-    twice.
+    twice. `fixed` asks for 256 frames at one of FIXED_FPS.
     """
     ratio, crop = _crop(clip, bucket_class)
     stored = _stored(clip, crop)
@@ -115,13 +118,13 @@ def choose(clip: Mapping[str, Any], bucket_class: int) -> Choice:
     if clip["kind"] == "image":
         return Choice(Bucket(bucket_class, ratio, 1), shape, None, crop)
     frames, duration_s = int(clip["frames"] or 0), float(clip["duration_s"] or 0.0)
-    for count in FPS_MAX:
-        fps = sample_fps(count, frames, duration_s)
+    for count in FPS_MAX if not fixed else (FIXED_FRAMES,):
+        fps = fixed_fps(frames, duration_s) if fixed else sample_fps(count, frames, duration_s)
         if fps is not None:
             span_s = min(duration_s, float(count / fps))
             why = f"{shape}; {count} of {frames} frames at {float(fps):.5g} fps show {span_s:.2f} of {duration_s:.2f} s"
             return Choice(Bucket(bucket_class, ratio, count), why, None, crop, fps, span_s)
-    return Choice(None, _too_few(frames, duration_s), "too_few_frames")
+    return Choice(None, _too_few(frames, duration_s, fixed), "too_few_frames")
 
 
 def sample_fps(count: int, frames: int, duration_s: float) -> Fraction | None:
@@ -137,10 +140,25 @@ def sample_fps(count: int, frames: int, duration_s: float) -> Fraction | None:
     return Fraction(min(fps, FPS_MAX[count])).limit_denominator(FPS_FINEST)
 
 
-def _too_few(frames: int, duration_s: float) -> str:
+def fixed_fps(frames: int, duration_s: float) -> Fraction | None:
+    """The lowest of FIXED_FPS, which shows the most, at which a clip gives 256 frames; None where none does.
+
+    A clip that ends within its last frame of the sample's end has all the frames that the sample shows.
+    """
+    if frames < FIXED_FRAMES or duration_s <= 0:
+        return None
+    own = frames / duration_s
+    for rate in FIXED_FPS:
+        if own >= rate * (1 - SLACK) and duration_s >= FIXED_FRAMES / rate - 1 / own - SLACK:
+            return Fraction(min(rate, own)).limit_denominator(FPS_FINEST)
+    return None
+
+
+def _too_few(frames: int, duration_s: float, fixed: bool) -> str:
     """Why a clip gives no frame count."""
     own = f" ({frames / duration_s:.4g} fps)" if duration_s > 0 else ""
-    return f"{frames} frames in {duration_s:.2f} s{own}: 128 frames at 16 to 32 fps are the least"
+    least = "256 frames at 24 fps or, from 16 s on, at 16 fps" if fixed else "128 frames at 16 to 32 fps"
+    return f"{frames} frames in {duration_s:.2f} s{own}: {least} are the least"
 
 
 def _crop(clip: Mapping[str, Any], bucket_class: int) -> tuple[str, Rect]:

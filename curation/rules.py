@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from curation.errors import ConfigError
 from curation.grammar import Rule, parse
 from curation.resample import PeopleConfig, ResampleConfig
+from curation.review import ReviewConfig
 from curation.rule_tree import literal, quote
 from curation.tables import CLIPS, SOURCES
 
@@ -65,6 +66,8 @@ class SubsetConfig(BaseModel):
     dropped, all of it where the other side has none. None keeps what there is. Images are not counted."""
     validation_share: float = Field(0.01, ge=0, lt=1)
     """Share of sources whose clips go to the validation split."""
+    review: ReviewConfig | None = None
+    """People pick, trim and caption what is left (`reelset review`); its samples have a fixed rate. None takes all."""
 
     @field_validator("source_rules")
     @classmethod

@@ -119,7 +119,8 @@ def select(
         query = f"""
             SELECT clip_id, source_id, reason = 'kept' AS kept, reason, cluster, weight, people,
                    CASE WHEN kept THEN {split} END AS split,
-                   CASE WHEN kept THEN bucket END AS bucket, bucket_why, NULL AS shard, NULL AS position
+                   CASE WHEN kept THEN bucket END AS bucket, bucket_why, NULL AS shard, NULL AS position,
+                   NULL AS judgement
             FROM decided ORDER BY clip_id"""
         chosen = connection.sql(query).to_arrow_table(BATCH)
     return chosen.cast(SELECTION)

@@ -217,9 +217,11 @@ SELECTION = pa.schema(
         ("bucket_why", pa.string()),
         ("shard", pa.string()),
         ("position", pa.int64()),
+        ("judgement", pa.string()),
     ]
 )
-"""One row a clip of a subset: kept or not, why, and where its sample goes."""
+"""One row a clip of a subset: kept or not, why, and where its sample goes. `judgement` names the row of `review` whose span
+and caption the sample has, in subsets that people pick."""
 
 CAPTIONS = pa.schema(
     [
@@ -256,6 +258,38 @@ CAPTIONS = pa.schema(
 )
 """One row a clip that was shown to a captioner: what it was shown (the cut's name and sha256), by which prompt, and what it
 wrote, or why that is none. Tokens and seconds are sums over all requests that the clip took."""
+
+REVIEWS = pa.schema(
+    [
+        ("seq", pa.int64()),
+        ("judgement", pa.string()),
+        ("subset", pa.string()),
+        ("clip_id", pa.string()),
+        ("who", pa.string()),
+        ("at", pa.timestamp("us", "UTC")),
+        ("action", pa.string()),
+        ("reason", pa.string()),
+        ("undoes", pa.string()),
+        ("settles", pa.bool_()),
+        ("concept", pa.string()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("camera", pa.string()),
+        ("shots", pa.list_(pa.string())),
+        ("caption", pa.string()),
+        ("subjects", pa.list_(pa.string())),
+        ("actions", pa.list_(pa.string())),
+        ("setting", pa.string()),
+        ("lighting", pa.string()),
+        ("style", pa.string()),
+        ("people", pa.string()),
+        ("visible_text", pa.list_(pa.string())),
+    ]
+)
+"""One row a decision of a person, in their order (`seq`), never changed: `action` is accept, reject, skip or undo (of the row
+`undoes`). Frames are those of the source, half-open, inside the clip's."""
 
 PRODUCED = pa.schema(
     [

@@ -238,6 +238,7 @@ def search(
 
 
 @app.command()
+<<<<<<< HEAD
 def encode(
     run: Run,
     tae: Annotated[str, typer.Option(metavar="FILE", help="An autoencoder's file, as train-tae writes it.")],
@@ -268,6 +269,29 @@ def train_tae(
     from jobs import training
 
     raise typer.Exit(training.train_tae(config, set or [], output, ranks, prepare))
+=======
+def review(
+    run: Run,
+    subset: Annotated[str, typer.Option(help="A subset whose list has a `review:` section.")] = "finetune",
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8765,
+    token: Annotated[str | None, typer.Option(envvar="REELSET_REVIEW_TOKEN", help="What reviewers must know.")] = None,
+    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Let other machines in; needs a token.")] = False,
+    name: Annotated[list[str] | None, typer.Option(help="Another name by which browsers call this server.")] = None,
+    concepts: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML of target concepts and their quotas.")] = None,
+    quota: Annotated[int, typer.Option(min=1, help="Clips of each concept, where no file says.")] = 50,
+    store: Annotated[str | None, typer.Option(metavar="FILE", help="Where decisions are kept; else in the run folder.")] = None,
+    export: Annotated[bool, typer.Option("--export", help="Only write review/SUBSET.parquet.")] = False,
+) -> None:
+    """Serve the page where people pick, trim and caption clips; `select` and `shard` go by what they decided."""
+    from jobs.review import serve as job
+
+    if export:
+        job.write(_place(run), subset, store, typer.echo)
+        return
+    options = job.Options(host, port, token, allow_remote, tuple(name or ()), concepts, quota, store)
+    job.serve(_place(run), subset, options, lambda line: typer.echo(line, err=True))
+>>>>>>> review
 
 
 @app.command()

@@ -17,6 +17,10 @@ AFTER = {
     "resampled_out": "concept resampling",
     "unselected:people_floor": "people floor",
     "unselected:aspect_mix": "aspect mix",
+    "unselected:not_reviewed": "not reviewed yet",
+    "unselected:rejected": "rejected by people",
+    "unselected:conflict": "people disagree",
+    "unselected:span_too_short": "picked span too short",
 }
 
 

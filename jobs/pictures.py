@@ -23,14 +23,23 @@ def middle_frames(connection: "duckdb.DuckDBPyConnection", run: str, clip_ids: S
                WHERE clip_id IN (SELECT unnest($1::VARCHAR[])) GROUP BY 1 ORDER BY 1"""
     uris: dict[str, str] = {}
     for row in rows(connection, query, [list(clip_ids)]):
-        with storage.open_read(storage.join(run, "frames", f"{row['unit']}.parquet")) as file:
-            wanted = pc.field("clip_id").isin(row["clips"])
-            table = pq.read_table(file, columns=["clip_id", "frame", "jpeg"], filters=wanted).sort_by("frame")
-        for clip_id in row["clips"]:
-            jpegs = table.filter(pc.equal(table["clip_id"], clip_id))["jpeg"]
-            if len(jpegs) and (uri := _thumbnail(jpegs[(len(jpegs) - 1) // 2].as_py())):
+        for clip_id, jpeg in middle_jpegs(run, row["unit"], row["clips"]).items():
+            if uri := _thumbnail(jpeg):
                 uris[clip_id] = uri
     return uris
+
+
+def middle_jpegs(run: str, unit: str, clip_ids: Sequence[str]) -> dict[str, bytes]:
+    """clip_id -> its middle kept frame as it is kept, of clips of one unit."""
+    with storage.open_read(storage.join(run, "frames", f"{unit}.parquet")) as file:
+        wanted = pc.field("clip_id").isin(list(clip_ids))
+        table = pq.read_table(file, columns=["clip_id", "frame", "jpeg"], filters=wanted).sort_by("frame")
+    found = {}
+    for clip_id in clip_ids:
+        jpegs = table.filter(pc.equal(table["clip_id"], clip_id))["jpeg"]
+        if len(jpegs):
+            found[clip_id] = jpegs[(len(jpegs) - 1) // 2].as_py()
+    return found
 
 
 def _thumbnail(jpeg: bytes) -> str | None:

@@ -23,6 +23,7 @@ from jobs.config import Config
 from jobs.content import Content
 from jobs.events import Events, log
 from jobs.report import write_report
+from jobs.review import store
 
 PARTS = ("analyze", "select", "produce", "report")
 
@@ -115,6 +116,8 @@ def follow(folder: str, config: Config, events: Events, parts: Sequence[str], un
     if "select" in parts:
         compare(folder, config, events, marks)
         for subset in config.subsets:
+            if subset.review is not None:
+                store.refresh(folder, subset.name, subset.review)
             events.say(selecting.select(folder, config, subset))
     if {"caption", "produce"} & set(parts):
         plan = produce.missing(folder, config)

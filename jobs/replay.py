@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 from curation import run_folder, storage
 from curation.child import Child
 from curation.errors import ConfigError, SourceError
+from curation.review import mended_id
 from curation.stage import Source, Stage
 from curation.tables import CLIPS, FRAMES, SERIES, SOURCES
 from jobs import analyze
 from jobs.config import RULE_LISTS, Config, resolve
 from jobs.inspect import connect, new_table, number, rows, texts
-from jobs.produce import CutUnits
+from jobs.produce import CutUnits, cut_key
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -126,26 +127,28 @@ def replay(run: str, id: str) -> Replay | Recut:
 def _recut(run: str, page: dict[str, Any], clip_id: str, unit: str) -> Recut:
     config = resolve({k: v for k, v in page["config"].items() if k != "input"})
     with connect(run, ("selection", "produced")) as connection:
-        query = """SELECT s.subset, p.status, p.error_code, p.error_message, p.sha256 FROM selection s
+        query = """SELECT s.subset, s.judgement, p.status, p.error_code, p.error_message, p.sha256 FROM selection s
                    JOIN produced p USING (subset, clip_id) WHERE clip_id = $1 ORDER BY s.subset"""
         recorded = rows(connection, query, [clip_id])
     classes = {subset.name: subset.bucket_class for subset in config.subsets}
     recorded = [row for row in recorded if row["subset"] in classes]
     if not recorded:
         raise ConfigError(f"no sample of clip {clip_id!r} was written or failed; `reelset inspect` shows why")
-    wanted = sorted({classes[row["subset"]] for row in recorded})
+    plain = {row["subset"]: (clip_id, classes[row["subset"]]) for row in recorded if row["judgement"] is None}
+    picked = {
+        row["subset"]: (mended_id(clip_id, row["judgement"]), classes[row["subset"]]) for row in recorded if row["judgement"]
+    }
     worker, fates = CutUnits(run, config.encode, config.limits), {}
     worker.open()
     try:
-        for bucket_class, (made, _) in zip(wanted, worker.made(unit, [(clip_id, c) for c in wanted]), strict=True):
+        for made, _ in worker.made(unit, sorted(set(plain.values())), sorted(picked.values())):
             digest = None if made.file is None else hashlib.sha256(Path(made.file).read_bytes()).hexdigest()
             status = "ok" if made.error_code is None else "error"
-            fates[bucket_class] = dict(
-                zip((*FATE, MESSAGE), (status, made.error_code, digest, made.error_message), strict=True)
-            )
+            fates[made.key] = dict(zip((*FATE, MESSAGE), (status, made.error_code, digest, made.error_message), strict=True))
     finally:
         worker.close()
-    return Recut(clip_id, recorded, [{"subset": row["subset"], **fates[classes[row["subset"]]]} for row in recorded])
+    keys = {subset: cut_key(*own) for subset, own in (plain | picked).items()}
+    return Recut(clip_id, recorded, [{"subset": row["subset"], **fates[keys[row["subset"]]]} for row in recorded])
 
 
 def settings(page: dict[str, Any]) -> Config:

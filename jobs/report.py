@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from curation import run_folder, storage
@@ -20,6 +21,7 @@ from jobs.pictures import middle_frames
 
 if TYPE_CHECKING:
     import duckdb
+    import jinja2
 
 BINS = 24
 CHART_PX = 300
@@ -51,6 +53,11 @@ def write_report(run: str) -> str:
 
 def render(page: Mapping[str, Any], template: str = "report.html.j2") -> str:
     """A template's HTML or SVG. Everything is escaped: names of files are other people's text."""
+    return _environment().get_template(template).render(page)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> "jinja2.Environment":
     import jinja2
 
     environment = jinja2.Environment(
@@ -61,7 +68,7 @@ def render(page: Mapping[str, Any], template: str = "report.html.j2") -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": "{:,}".format, "size": size, "score": score, "share": share}
-    return environment.get_template(template).render(page)
+    return environment
 
 
 def gather(connection: "duckdb.DuckDBPyConnection", run: str) -> dict[str, Any]:

@@ -29,12 +29,18 @@ Row = dict[str, Any]
 
 
 def search(
-    run: str, text: str | None, like: Sequence[str], count: int, model: str | None = None, subset: str | None = None
+    run: str,
+    text: str | None,
+    like: Sequence[str],
+    count: int,
+    model: str | None = None,
+    subset: str | None = None,
+    among: pa.Array | None = None,
 ) -> list[Row]:
     """The `count` nearest clips to a text or to clips (the mean of their vectors), the nearest first; these are left out.
 
-    Columns: clip_id, similarity, path, start_s, end_s. With `subset` only clips that it keeps. Raises ConfigError where the
-    run has no index, a clip no vector, or no model reads text.
+    Columns: clip_id, similarity, path, start_s, end_s. With `subset` only clips that it keeps, or those `among`.
+    Raises ConfigError where the run has no index, a clip no vector, or no model reads text.
     """
     if (text is None) == (not like):
         raise ConfigError("search takes a text, or clips with --like, and one of both")
@@ -42,7 +48,7 @@ def search(
     chosen = _model(config, text is not None, model)
     with connect(run, ("clips", "sources", "selection")) as connection:
         wanted = _of_text(chosen, text) if text is not None else _of_clips(connection, run, chosen, like)
-        among = _kept(connection, subset) if subset is not None else None
+        among = _kept(connection, subset) if subset is not None else among
         near = _nearest(run, chosen, wanted, count, set(like), among)
         query = "SELECT clip_id, path, start_s, end_s FROM clips WHERE clip_id IN (SELECT unnest($1::VARCHAR[]))"
         facts = {row["clip_id"]: row for row in rows(connection, query, [[clip_id for _, clip_id in near]])}

@@ -1,6 +1,7 @@
 """*Select*: from measured clips to a plan that says which clip goes to which shard, in which order."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,15 +17,19 @@ from bucketing import buckets, plan
 from curation import run_folder, storage
 from curation import select as rules_select
 from curation.errors import ConfigError
+from curation.review import REASONS
 from curation.rules import SubsetConfig
 from curation.tables import CLIPS, CONCEPTS, DUPLICATES, SELECTION, SOURCES
 from jobs.analyze import done_units
 from jobs.config import Config, apply, resolve
+from jobs.review import selected
 
 MADE_BY = b"reelset_select"
 MADE_OF = b"reelset_content"
 """Where tables of the comparison say what settings and centroids made them."""
 UNITS = b"reelset_units"
+REVIEWED = b"reelset_review"
+"""Where a selection that people made says of which reviews."""
 FIT_ROWS = 4096
 """Clips that are fitted to their buckets at a time."""
 FIT_COLUMNS = (
@@ -68,9 +73,15 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
         storage.remove(place)
     done = covered(place)
     units = [u for u in done_units(folder) if u not in done]
-    if not units:
+    said = selected.digest(folder, subset.name)
+    if not units and (subset.review is None or _reviewed(place) == said):
         return f"select: {subset.name}: nothing new"
-    table = _decide(folder, config, subset, units, place)
+    if subset.review is not None:
+        return _select_reviewed(folder, config, subset, units, made_by, said)
+    previous = storage.read_table(place, SELECTION, list(EARLIER))
+    chosen = _decide(folder, config, subset, units, previous)
+    kept = chosen.select(["clip_id", "kept", "split", "bucket", "shard", "position"]).filter(chosen["kept"])
+    table = _join(chosen, plan.assign(kept, config.seed, config.shards, plan.next_shards(previous)))
     table = table.replace_schema_metadata({MADE_BY: made_by.encode(), **of_units(units)})
     storage.write_table(storage.join(place, f"{unit_span(units)}.parquet"), table)
     kept = table.filter(table["kept"])
@@ -79,18 +90,37 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
     return f"select: {subset.name}: {kept.num_rows} of {table.num_rows} clips kept{said if alone else ''}"
 
 
-def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], place: str) -> pa.Table:
+def _select_reviewed(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], made_by: str, said: str) -> str:
+    """The selection of a subset that people pick: candidates by the rules, as always, and of these what was accepted."""
+    assert subset.review is not None, "a subset that people pick"
+    place = storage.join(folder, "selection", subset.name)
+    table = storage.read_table(place, SELECTION)
+    known = sorted(covered(place))
+    if units:
+        previous = selected.earlier(table.select(list(EARLIER)))
+        table = pa.concat_tables([table.cast(SELECTION), _decide(folder, config, subset, units, previous)])
+    table = selected.decide(folder, config, subset.name, subset.bucket_class, subset.review, table)
+    made = {MADE_BY: made_by.encode(), REVIEWED: said.encode(), **of_units([*known, *units])}
+    storage.write_table(storage.join(place, selected.FILE), table.replace_schema_metadata(made))
+    tally = Counter(table["reason"].filter(pc.is_in(table["reason"], value_set=pa.array(REASONS))).to_pylist())
+    waiting = "".join(f"; {n} {reason.removeprefix('unselected:').replace('_', ' ')}" for reason, n in sorted(tally.items()))
+    return f"select: {subset.name}: {pc.sum(table['kept']).as_py() or 0} of {table.num_rows} clips kept{waiting}"
+
+
+def _reviewed(place: str) -> str:
+    """The reviews that a selection is made of (`selected.digest`)."""
+    url = storage.join(place, selected.FILE)
+    return _metadata(url).get(REVIEWED, b"").decode() if storage.exists(url) else ""
+
+
+def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], previous: pa.Table) -> pa.Table:
     """The selection of these units. Their tables pass as streams; what is held is the selection itself."""
     of_sources, of_clips = rules_select.columns(subset)
-    previous = storage.read_table(place, SELECTION, list(EARLIER))
     same = storage.read_table(storage.join(folder, "duplicates"), DUPLICATES, ["clip_id", "duplicate_of"])
-    with _fits(folder, units, subset.bucket_class) as fits:
+    with _fits(folder, units, subset.bucket_class, subset.review is not None) as fits:
         sources = stream(folder, "sources", units, SOURCES, of_sources)
         clips = stream(folder, "clips", units, CLIPS, of_clips)
-        chosen = rules_select.select(sources, clips, subset, config.seed, previous, fits, same, concepts(folder))
-    kept = chosen.select(["clip_id", "kept", "split", "bucket", "shard", "position"]).filter(chosen["kept"])
-    placed = plan.assign(kept, config.seed, config.shards, plan.next_shards(previous))
-    return _join(chosen, placed)
+        return rules_select.select(sources, clips, subset, config.seed, previous, fits, same, concepts(folder))
 
 
 def _join(chosen: pa.Table, placed: pa.Table) -> pa.Table:
@@ -108,7 +138,7 @@ def _join(chosen: pa.Table, placed: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def _fits(folder: str, units: Sequence[str], bucket_class: int) -> Iterator[pa.RecordBatchReader]:
+def _fits(folder: str, units: Sequence[str], bucket_class: int, fixed: bool) -> Iterator[pa.RecordBatchReader]:
     """Which bucket each clip fits, as a stream of `FIT` rows."""
     query = """SELECT c.* EXCLUDE (source_id, status), s.pixel_aspect, s.rotation FROM clips c JOIN sources s USING (source_id)
                WHERE c.status = 'ok'"""
@@ -116,11 +146,11 @@ def _fits(folder: str, units: Sequence[str], bucket_class: int) -> Iterator[pa.R
         connection.register("sources", stream(folder, "sources", units, SOURCES, SHAPE_COLUMNS))
         connection.register("clips", stream(folder, "clips", units, CLIPS, FIT_COLUMNS))
         found = connection.sql(query).to_arrow_reader(FIT_ROWS)
-        yield pa.RecordBatchReader.from_batches(rules_select.FIT, (_fit(batch, bucket_class) for batch in found))
+        yield pa.RecordBatchReader.from_batches(rules_select.FIT, (_fit(batch, bucket_class, fixed) for batch in found))
 
 
-def _fit(clips: pa.RecordBatch, bucket_class: int) -> pa.RecordBatch:
-    choices = [buckets.choose(clip, bucket_class) for clip in clips.to_pylist()]
+def _fit(clips: pa.RecordBatch, bucket_class: int, fixed: bool) -> pa.RecordBatch:
+    choices = [buckets.choose(clip, bucket_class, fixed) for clip in clips.to_pylist()]
     columns = [
         clips["clip_id"],
         pa.array([c.bucket.name if c.bucket else None for c in choices], pa.string()),

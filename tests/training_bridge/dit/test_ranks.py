@@ -14,7 +14,7 @@ from training_bridge.dit import parity
 from training_bridge.dit.parity import LAYOUTS, Agreement, Axes, ParityConfig, Trace, compared, runs
 from training_bridge.exchange import exchange, own_part
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def exchanged(kind: Any, heads: int, ranks: int) -> tuple[str, float, float]:

@@ -238,7 +238,6 @@ def search(
 
 
 @app.command()
-<<<<<<< HEAD
 def encode(
     run: Run,
     tae: Annotated[str, typer.Option(metavar="FILE", help="An autoencoder's file, as train-tae writes it.")],
@@ -269,7 +268,9 @@ def train_tae(
     from jobs import training
 
     raise typer.Exit(training.train_tae(config, set or [], output, ranks, prepare))
-=======
+
+
+@app.command()
 def review(
     run: Run,
     subset: Annotated[str, typer.Option(help="A subset whose list has a `review:` section.")] = "finetune",
@@ -291,7 +292,6 @@ def review(
         return
     options = job.Options(host, port, token, allow_remote, tuple(name or ()), concepts, quota, store)
     job.serve(_place(run), subset, options, lambda line: typer.echo(line, err=True))
->>>>>>> review
 
 
 @app.command()

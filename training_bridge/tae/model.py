@@ -12,13 +12,14 @@ layers activations are x_BTHWC in one piece of memory: both a batch of frames (N
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import product
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from training_bridge.tae.cosines import Cosines
 
 Scale = Literal["same", "down", "up"]
 START_LOGVAR = -10.0
@@ -84,6 +85,10 @@ class ModelConfig:
     def architecture(self) -> dict[str, Any]:
         """What decides results and the names and shapes of weights."""
         return {k: v for k, v in asdict(self).items() if k not in ("checkpoint", "chunk_elements")}
+
+    def cosines(self) -> Cosines:
+        """What goes round the layers of a model with `skip`."""
+        return Cosines(self.latent_channels, self.frames_per_latent, self.pixels_per_latent)
 
     def latent_frames(self, frames: int) -> int:
         """T = ceil(T' / 8)."""
@@ -243,51 +248,6 @@ class Middle(nn.Module):
         return self.block2(self.time(self.space(self.block1(x_BTHWC))))  # type: ignore[no-any-return]
 
 
-class Cosines(nn.Module):
-    """The low frequencies of each block of pixels that becomes one latent, as many as there are latent channels.
-
-    An orthonormal cosine transform in time, height and width, of brightness and two colour differences; which
-    frequencies: those that are strongest where neighbours are alike, brightness before colour. Nothing in it is learned.
-    """
-
-    basis: Tensor
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        size = (config.frames_per_latent, config.pixels_per_latent, config.pixels_per_latent)
-        colours = F.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]))
-        waves = [cosines(n) for n in size]
-        order = sorted(product(range(3), *map(range, size)), key=falling)[: config.latent_channels]
-        rows = [torch.einsum("c,t,h,w->cthw", colours[c], *(w[k] for w, k in zip(waves, f, strict=True))) for c, *f in order]
-        self.register_buffer("basis", torch.stack(rows), persistent=False)
-        self.size, self.gain = size, float(config.pixels_per_latent)
-
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        """Pixels to latents; the last frame is repeated to fill its block."""
-        if more := -x_BCTHW.shape[2] % self.size[0]:
-            x_BCTHW = torch.cat([x_BCTHW, x_BCTHW[:, :, -1:].expand(-1, -1, more, -1, -1)], dim=2)
-        return F.conv3d(x_BCTHW, self.basis.to(x_BCTHW.dtype), stride=self.size) / self.gain
-
-    def back(self, z_BCTHW: Tensor, frames: int) -> Tensor:
-        """Latents to pixels."""
-        x_BCTHW = F.conv_transpose3d(z_BCTHW * self.gain, self.basis.to(z_BCTHW.dtype), stride=self.size)
-        return x_BCTHW[:, :, :frames]
-
-
-def cosines(n: int) -> Tensor:
-    """The orthonormal DCT-II of length n: rows are frequencies."""
-    at = torch.arange(n, dtype=torch.float64)
-    rows: Tensor = torch.cos(torch.pi * (2 * at[None] + 1) * at[:, None] / (2 * n)) * (2 / n) ** 0.5
-    rows[0] /= 2**0.5
-    return rows.float()
-
-
-def falling(frequency: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    """Order of (colour, time, height, width): by a power that falls with the square of each; ties as they come."""
-    colour, time, height, width = frequency
-    return (8.0 + colour if colour else 1.0) * (1 + 2 * time**2) * (1 + height**2) * (1 + width**2), frequency
-
-
 class Resize(Conv):
     """The step between two levels: half the height and width, or twice, and the frames where the level says so."""
 
@@ -347,7 +307,7 @@ class Encoder(nn.Module):
             self.levels.append(nn.ModuleList(layers))
         self.middle = Middle(config, width)
         self.conv_out = Conv(config, width, 2 * config.latent_channels)
-        self.around = Cosines(config) if config.skip else None
+        self.around = config.cosines() if config.skip else None
         if config.skip:
             begin_at(self.conv_out, torch.tensor([0.0, START_LOGVAR]).repeat_interleave(config.latent_channels))
         self.register_buffer("shift", torch.zeros(config.latent_channels))
@@ -403,7 +363,7 @@ class Decoder(nn.Module):
                 width = outputs
             self.levels.append(nn.ModuleList(layers))
         self.conv_out = Conv(config, width, 3)
-        self.around = Cosines(config) if config.skip else None
+        self.around = config.cosines() if config.skip else None
         if config.skip:
             begin_at(self.conv_out, torch.zeros(3))
 

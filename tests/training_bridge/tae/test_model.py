@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.training_bridge.tae.image_vae import ImageVae
-from training_bridge.tae.model import FULL, TINY, Cosines, Decoder, Encoder, ModelConfig
+from training_bridge.tae.model import FULL, TINY, Decoder, Encoder, ModelConfig
 from training_bridge.tae.weights import load_image_weights
 
 SMALL = ModelConfig(
@@ -129,7 +129,7 @@ def test_normalisation_of_one_frame_does_not_hear_of_others() -> None:
 
 @torch.no_grad()
 def test_the_skip_is_an_orthonormal_transform_whose_first_numbers_are_means() -> None:
-    skip = Cosines(TINY)
+    skip = TINY.cosines()
     rows = skip.basis.flatten(1)
     torch.testing.assert_close(rows @ rows.T, torch.eye(16), atol=1e-5, rtol=0)
     x = torch.rand(1, 3, 16, 16, 24)

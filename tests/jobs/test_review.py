@@ -511,7 +511,7 @@ def test_an_image_is_picked_without_a_span(served: Serve) -> None:
     for name, table in {
         "sources": storage.rows_table([source], SOURCES),
         "clips": storage.rows_table([clip], CLIPS),
-        "units": storage.rows_table([{"path": place.name, "source_id": source_id, "url": storage.escape(str(place))}], UNITS),
+        "units": storage.rows_table([{"unit": "unit-000009", "path": place.name, "url": storage.escape(str(place))}], UNITS),
         "series": SERIES.empty_table(),
         "frames": storage.rows_table([frame], FRAMES),
         "embeddings/layout": vectors.cast(embedding.schema(8)),

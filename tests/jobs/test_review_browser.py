@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 SHOTS = os.environ.get("REELSET_SCREENSHOTS")
 """A folder for pictures of the pages, to be looked at by a person."""
 

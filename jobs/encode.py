@@ -11,7 +11,7 @@ from jobs.events import log
 from training_bridge import encoded, index
 from training_bridge.encoded import LATENT, Encoded, LatentEncoder, TextEncoder
 from training_bridge.plan import Sample
-from training_bridge.reader import PIXELS, Reader, Source
+from training_bridge.reader import PIXELS, BadSample, Reader, Source
 
 TEXTS = 32
 """Texts that an encoder is given at once."""
@@ -92,16 +92,18 @@ class EncodeShards:
             try:
                 with storage.committed(f"{place}.tar") as out:
                     table = encoded.write(out, own, shard, 0, self._arrays(shard))
-            except ValueError as error:  # a bad sample, or an encoding that float16 cannot hold
+            except ValueError as error:  # a text that is gone, or an encoding that float16 cannot hold
                 raise StageError("stage_failed", f"{folder}/{item['shard']}: {error}") from error
             if isinstance(self.encoder, TextEncoder):
                 (empty,) = self.encoder.encode_text([""])
                 storage.write_bytes(storage.join(folder, own.empty_place(item["shard"])), encoded.dumps(empty))
             storage.write_table(f"{place}.parquet", table)
+            bad = [row["key"] for row in table.to_pylist() if not row["size"]]
+            item = {**item, **({"bad": bad} if bad else {})}
         return {**item, "samples": len(shard.table), "wall_s": round(time.perf_counter() - began, 3)}
 
-    def _arrays(self, shard: index.Index) -> Iterator[encoded.Floats]:
-        """The encodings of a shard's samples, in its order."""
+    def _arrays(self, shard: index.Index) -> Iterator[encoded.Floats | None]:
+        """The encodings of a shard's samples, in its order; None for pictures that cannot be read."""
         reader = Reader({"": Source(shard)}, seed=0, cache_bytes=0)
         samples = [Sample("", row, key, 0) for row, key in enumerate(shard.table["key"].to_pylist())]
         if isinstance(self.encoder, TextEncoder):
@@ -109,4 +111,9 @@ class EncodeShards:
                 yield from self.encoder.encode_text([reader.text(sample) for sample in samples[first : first + TEXTS]])
         else:
             for sample in samples:
-                yield self.encoder.encode(reader.exactly(sample).arrays[PIXELS])
+                try:
+                    pixels = reader.exactly(sample).arrays[PIXELS]
+                except BadSample:
+                    yield None
+                else:
+                    yield self.encoder.encode(pixels)

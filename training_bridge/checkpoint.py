@@ -41,27 +41,31 @@ class Checkpoints:
         self.first = dist.get_rank(group) == 0
         self._saving = dist.new_group(backend="gloo")
         self._writing: tuple[Path, dict[str, Any], Future[Any]] | None = None
-        if self.first:
-            folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob("_*"):  # of a process that died while it wrote
-                shutil.rmtree(left)
+
+    def sweep(self) -> None:
+        """Remove what a process left that died while it wrote. Only the run that trains may do this."""
+        for left in self.folder.glob("_*") if self.first else ():
+            shutil.rmtree(left)
 
     def all(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*") if (p / STATE).exists())
 
     def newest(self) -> Path | None:
-        """The last finished one."""
-        return found[-1] if (found := self.all()) else None
+        """The last finished one, as rank 0 sees it: shared file systems may show ranks different things."""
+        found = self.all()
+        number = torch.tensor(int(found[-1].name.removeprefix("step-")) if found else -1)
+        dist.broadcast(number, group=self.group, group_src=0)
+        return self.folder / _name(int(number)) if number >= 0 else None
 
     def save(self, model: nn.Module, optimizer: Optimizer, ema: Ema, state: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint of `state["step"]`; the values are those of now, whatever the training does next."""
         self.finish()
-        name = f"step-{state['step']:08d}"
+        name = _name(state["step"])
         parts = _parts(model, optimizer, ema)
         place = self.folder / f"_{name}"
         if self.first:
-            place.mkdir()
+            place.mkdir(parents=True)
         dist.barrier(self.group)
         done = async_save(parts, checkpoint_id=place, process_group=self._saving)
         self._writing = (self.folder / name, {**state, "ema_updates": ema.updates}, cast("Future[Any]", done))
@@ -78,7 +82,7 @@ class Checkpoints:
             hidden = place.with_name(f"_{place.name}")
             (hidden / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
             if place.exists():  # of the same step, before a resume from an older one
-                shutil.rmtree(place)
+                _removed(place)
             hidden.rename(place)
             self._thin()
         dist.barrier(self.group)
@@ -99,26 +103,37 @@ class Checkpoints:
         checkpoint is of another model, naming what differs.
         """
         parts = _parts(model, optimizer, ema)  # tensors that are filled where they are: the average's own among them
-        _check(place, parts)
+        if not _check(place, parts):  # every step until then was skipped: the optimizer has seen nothing
+            optimizer = None
+            parts.pop("optimizer", None)
+        settings = [] if optimizer is None else [_settings(group) for group in optimizer.param_groups]
         load(parts, checkpoint_id=place, process_group=self.group)
         optimizers = [] if optimizer is None else [optimizer]
         set_state_dict(model, optimizers, model_state_dict=parts["model"], optim_state_dict=parts.get("optimizer", {}))
+        for group, own in zip(optimizer.param_groups if optimizer else (), settings, strict=True):
+            group.update(own)  # this run's, not those that the checkpoint was made with
         ema.updates = state_of(place)["ema_updates"]
 
-    def pin(self, why: str) -> Path | None:
-        """Keep the newest checkpoint for good, and say why in it; returns which."""
+    def pin(self, before: int, why: str) -> Path | None:
+        """Keep the newest checkpoint of fewer than `before` steps for good, and say why in it; returns which.
+
+        One of `before` steps, whose weights may be what is wrong, is set aside: a run that is started again goes on from
+        the pinned one.
+        """
         self.finish()
-        place = self.newest()
-        if place is not None and self.first:
-            (place / PINNED).write_text(why + "\n")
-        return place
+        good = [place for place in self.all() if int(place.name.removeprefix("step-")) < before]
+        if self.first:
+            for place in self.all()[len(good) :]:
+                place.rename(place.with_name(f"suspect-{place.name}"))
+            if good:
+                (good[-1] / PINNED).write_text(why + "\n")
+        dist.barrier(self.group)
+        return good[-1] if good else None
 
     def _thin(self) -> None:
         loose = [p for p in self.all() if not (p / PINNED).exists()]
         for old in loose[: -self.keep] if self.keep else ():
-            gone = old.with_name(f"_{old.name}")
-            old.rename(gone)
-            shutil.rmtree(gone)
+            _removed(old)
 
 
 def state_of(place: Path) -> dict[str, Any]:
@@ -129,14 +144,29 @@ def state_of(place: Path) -> dict[str, Any]:
         raise ValueError(f"{str(place)!r} is no finished checkpoint: it has no {STATE}") from None
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _removed(place: Path) -> None:
+    """A folder that is half removed is no checkpoint."""
+    gone = place.with_name(f"_gone-{place.name}")
+    place.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
 def _parts(model: nn.Module, optimizer: Optimizer | None, ema: Ema) -> dict[str, Any]:
     own, of_optimizer = get_state_dict(model, [] if optimizer is None else [optimizer])
     parts: dict[str, Any] = {"model": own, "ema": dict(ema.average)}
     return parts if optimizer is None else {**parts, "optimizer": of_optimizer}
 
 
-def _check(place: Path, parts: Mapping[str, Any]) -> None:
-    """Raises ValueError where a checkpoint's tensors are not the model's."""
+def _check(place: Path, parts: Mapping[str, Any]) -> bool:
+    """Whether the optimizer has a state in it. Raises ValueError where a checkpoint's tensors are not the model's."""
     metadata = FileSystemReader(place).read_metadata().state_dict_metadata
     there = {n.removeprefix("model."): tuple(getattr(m, "size", ())) for n, m in metadata.items() if n.startswith("model.")}
     wanted = {n: tuple(t.shape) for n, t in parts["model"].items() if isinstance(t, torch.Tensor)}
@@ -146,3 +176,4 @@ def _check(place: Path, parts: Mapping[str, Any]) -> None:
     if said:
         more = f" and {len(said) - 5} more" if len(said) > 5 else ""
         raise ValueError(f"{str(place)!r} is of another model: {'; '.join(sorted(said)[:5])}{more}")
+    return any(name.startswith("optimizer.state.") for name in metadata)

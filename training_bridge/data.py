@@ -1,6 +1,6 @@
 """The data side of a run, from its settings: folders of shards -> plan -> reader -> this rank's batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,10 +14,13 @@ from training_bridge.index import Shape
 from training_bridge.layout import Layout
 from training_bridge.loader import Batch, Draw, micro_batches
 from training_bridge.loop import Ranks
-from training_bridge.plan import Mix, Plan, part
+from training_bridge.plan import Mix, Plan, Step, part
 from training_bridge.reader import Reader, Source
 from training_bridge.sharing import shared
 from training_bridge.view import View
+
+Steps = Callable[[int], Step]
+"""A step by its number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class DataConfig:
     held_out: dict[str, DatasetConfig] = field(default_factory=dict)
     """What validation measures; draws and samples are the same each time."""
     held_out_steps: int = 4
-    """Steps of `global_tokens` that one validation takes."""
+    """Steps of each shape that one validation takes; a shape of fewer samples than a batch has smaller steps."""
     seed: int = 0
     global_tokens: int
     """Latent tokens of a step: it fixes the batch of each shape."""
@@ -73,7 +76,11 @@ class ShardData:
         self.config, self.draw, self.layout, self.ranks = config, draw, layout, ranks
         self.sources, self.plan = _planned("train", config.train, config)
         self.global_tokens = config.global_tokens
-        self.held = _planned("held_out", config.held_out, config) if config.held_out else None
+        self.reader = Reader(self.sources, config.seed, cache_bytes=config.cache_mb << 20)
+        self.held: tuple[Reader, Plan] | None = None
+        if config.held_out:
+            sources, plan = _planned("held_out", config.held_out, config)
+            self.held = Reader(sources, config.seed, cache_bytes=config.cache_mb << 20), plan
         self.groups = _groups(layout, ranks)
 
     def about(self) -> list[str]:
@@ -82,20 +89,25 @@ class ShardData:
         for shape, batch in self.plan.batch.items():
             count = sum(len(source.shown.of_shape.get(shape, ())) for source in self.sources.values())
             lines.append(f"{shape}: {count} samples, {batch} a step")
-        lines += [f"{shape}: left out, {n} samples are fewer than its batch" for shape, n in self.plan.left_out.items()]
+        for plan, where in ((self.plan, ""), (self.held[1] if self.held else None, "held out, ")):
+            left = plan.left_out.items() if plan else ()
+            lines += [
+                f"{where}{shape}: left out, its {n} samples are fewer than its batch or have no weight" for shape, n in left
+            ]
         return lines
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This rank's micro-batches from a step on, without end."""
-        return self._batches(self.sources, self.plan, start, None, self.config.workers)
+        return self._batches(self.reader, self.plan.step, start, None, self.config.workers)
 
     def held_out(self) -> Iterator[Batch]:
-        """The first `held_out_steps` steps of the held-out plan, the same each time."""
+        """The first `held_out_steps` steps of each held-out shape, the same each time."""
         if self.held is None:
             return iter(())
-        return self._batches(*self.held, 0, self.config.held_out_steps, 0)
+        reader, plan = self.held
+        return self._batches(reader, plan.in_turn, 0, self.config.held_out_steps * len(plan.shapes), 0)
 
-    def _batches(self, sources: Mapping[str, Source], plan: Plan, start: int, end: int | None, workers: int) -> Iterator[Batch]:
+    def _batches(self, reader: Reader, step: Steps, start: int, end: int | None, workers: int) -> Iterator[Batch]:
         config, layout, rank = self.config, self.layout, self.ranks.rank
         micro_tokens = config.micro_tokens or config.global_tokens
 
@@ -103,9 +115,8 @@ class ShardData:
             """Whose part this rank reads in steps of a shape; None: a peer reads for it."""
             return layout.place(rank, shape.frames) if layout.peers(rank, shape.frames)[0] == rank else None
 
-        reader = Reader(sources, config.seed, cache_bytes=config.cache_mb << 20)
         read = micro_batches(
-            plan,
+            step,
             reader,
             self.draw,
             start=start,
@@ -119,16 +130,16 @@ class ShardData:
         )
         if layout.context * layout.tensor == 1:
             return read
-        return shared(read, self._turns(plan, start, end, micro_tokens))
+        return shared(read, self._turns(step, start, end, micro_tokens))
 
-    def _turns(self, plan: Plan, start: int, end: int | None, micro_tokens: int) -> Iterator[dist.ProcessGroup | None]:
+    def _turns(self, step: Steps, start: int, end: int | None, micro_tokens: int) -> Iterator[dist.ProcessGroup | None]:
         """For each micro-batch, who shares it with this rank."""
         number = start
         while end is None or number < end:
-            step = plan.step(number)
-            _, world = self.layout.place(self.ranks.rank, step.shape.frames)
-            for _ in part(step, 0, world, micro_tokens):
-                yield self.groups[step.shape.frames == 1]
+            made = step(number)
+            _, world = self.layout.place(self.ranks.rank, made.shape.frames)
+            for _ in part(made, 0, world, micro_tokens):
+                yield self.groups[made.shape.frames == 1]
             number += 1
 
     def state(self, step: int) -> dict[str, Any]:
@@ -141,7 +152,7 @@ class ShardData:
 
     def keys(self, step: int) -> list[str]:
         """The samples of a step."""
-        return [f"{sample.dataset}/{sample.key}" for sample in self.plan.step(step).samples]
+        return [sample.identity for sample in self.plan.step(step).samples]
 
     def write_film(self, path: Path, film: Tensor) -> None:
         """Write a film (T, H, W, 3), uint8, at 16 frames a second."""
@@ -170,7 +181,8 @@ def _planned(part: str, datasets: Mapping[str, DatasetConfig], config: DataConfi
             said = " and ".join(", ".join(kind) or "nothing" for kind in sorted(kinds))
             raise ValueError(f"datasets share steps, so all are read alike; `encoded` has {said}")
         sources = {name: _source(dataset) for name, dataset in datasets.items()}
-        return sources, Plan({name: source.shown for name, source in sources.items()}, mix, config.seed)
+        shown = {name: source.shown for name, source in sources.items()}
+        return sources, Plan(shown, mix, config.seed, all_shapes=part == "held_out")
     except ValueError as error:
         raise ValueError(f"data.{part}: {error}") from error
 

@@ -148,12 +148,15 @@ def rows_of(index: Index, shard: int) -> pa.Table:
     return index.table.slice(first, end - first)
 
 
-def write(out: BinaryIO, encoded: Encoded, index: Index, shard: int, arrays: Iterable[Floats]) -> pa.Table:
-    """Write the tar of a shard's encodings, one a sample in the shard's order; returns its index, to be written last."""
+def write(out: BinaryIO, encoded: Encoded, index: Index, shard: int, arrays: Iterable[Floats | None]) -> pa.Table:
+    """Write the tar of a shard's encodings, one a sample in the shard's order; returns its index, to be written last.
+
+    None is a sample that cannot be read: its entry is empty, and whoever trains takes a substitute.
+    """
     tar = TarWriter(out)
     for row, array in zip(rows_of(index, shard).to_pylist(), arrays, strict=True):
         facts: dict[str, Any] = {name: row[name] for name in ("frames", "fps", "width", "height")}
-        tar.add(row["key"], f"{encoded.name}.npy", dumps(array), Facts(**facts))
+        tar.add(row["key"], f"{encoded.name}.npy", b"" if array is None else dumps(array), Facts(**facts))
     tar.close()
     table = tar.index()
     made = {MADE_BY: encoded.fingerprint.encode(), MADE_OF: encoded.made_of(index, shard).encode()}

@@ -39,7 +39,8 @@ def ranks(device: str | None = None) -> Ranks:
 
 def _placed(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """(rank, world, rank on this machine)."""
-    found = {name: environment.get(name, environment.get(other)) for name, other in SLURM.items()}
+    among = {} if "MASTER_ADDR" not in environment else environment  # a batch script's own commands are alone
+    found = {name: environment.get(name, among.get(other)) for name, other in SLURM.items()}
     if found["RANK"] is None or found["WORLD_SIZE"] is None:
         return 0, 1, 0
     return int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"] or 0)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from training_bridge.index import Shape
 from training_bridge.loop import DIGEST_BYTES
-from training_bridge.plan import Plan, Sample, Slot, part, tokens
+from training_bridge.plan import Sample, Slot, Step, part, tokens
 from training_bridge.reader import LATENTS, PIXELS, BadSample, Example, Reader
 
 Draw = Callable[[int, Sample, dict[str, tuple[int, ...]]], dict[str, NDArray[Any]]]
@@ -50,7 +50,7 @@ class Batch:
     keys: list[str]
     """Of the samples that were read: a substitute has its own."""
     digests: list[bytes]
-    """Of each slot that counts: its dataset, key, visit and the bytes of its draws."""
+    """Of each slot that counts: its dataset, key, visit, window and the bytes of its draws."""
     bad: list[tuple[str, str]]
     """Keys of bad samples that others stand in for, and what is wrong with them."""
 
@@ -58,11 +58,6 @@ class Batch:
     def step_tokens(self) -> float:
         """Latent tokens of the whole step."""
         return self.total_weight * tokens(self.shape)
-
-    @property
-    def replaced(self) -> int:
-        """How many of its samples are bad, or stood in for one that is bad too."""
-        return len(self.bad)
 
     def to(self, device: torch.device | str) -> "Batch":
         """On another device; copies from pinned memory do not wait."""
@@ -100,7 +95,7 @@ def no_draws(seed: int, sample: Sample, shapes: dict[str, tuple[int, ...]]) -> d
 
 
 def micro_batches(
-    plan: Plan,
+    step: Callable[[int], Step],
     reader: Reader,
     draw: Draw = no_draws,
     *,
@@ -115,14 +110,15 @@ def micro_batches(
     pin_memory: bool = False,
     context: Literal["forkserver", "spawn", "fork"] = "forkserver",
 ) -> Iterator[Batch]:
-    """A rank's micro-batches from step `start` on, to `end` or for ever; `part_of` says which part of a step it reads.
+    """A rank's micro-batches from step `start` on, to `end` or for ever: `step` is a plan's `step`, and `part_of` says which
+    part of one this rank reads.
 
     `workers` processes read `prefetch` micro-batches ahead each; with 0 this one reads. More than `bad_budget` different
     bad samples raise BadSample with their keys. A worker that dies raises RuntimeError; one that is at a micro-batch for
     `timeout_s` says where, and dies. `fork` needs no picklable `draw`, but may hang in a process that has threads, as
     those with CUDA do.
     """
-    places, micros = _places(plan, start, end, part_of, micro_tokens), Micros(reader, draw, timeout_s)
+    places, micros = _places(step, start, end, part_of, micro_tokens), Micros(reader, draw, timeout_s)
     read: Iterable[Batch] = map(micros.__getitem__, places)
     if workers:
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # its imports are paid for once
@@ -157,10 +153,10 @@ class Place:
     total_weight: float
 
 
-def _places(plan: Plan, start: int, end: int | None, part_of: Parting, micro_tokens: int) -> Iterator[Place]:
+def _places(made: Callable[[int], Step], start: int, end: int | None, part_of: Parting, micro_tokens: int) -> Iterator[Place]:
     number = start
     while end is None or number < end:
-        step = plan.step(number)
+        step = made(number)
         own = part_of(step.shape)
         parts = [] if own is None else part(step, *own, micro_tokens)
         for micro, slots in enumerate(parts):
@@ -239,8 +235,9 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def slot_digest(example: Example, draws: dict[str, NDArray[Any]]) -> bytes:
-    """Of what one sample is trained on: which it is, in which visit, with which draws."""
-    digest = blake2b(f"{example.dataset}\0{example.key}\0{example.visit}".encode(), digest_size=DIGEST_BYTES)
+    """Of what one sample is trained on: which it is, in which visit, what is shown of it, with which draws."""
+    which = f"{example.dataset}\0{example.key}\0{example.visit}\0{example.window}"
+    digest = blake2b(which.encode(), digest_size=DIGEST_BYTES)
     for name, drawn in sorted(draws.items()):
         digest.update(f"\0{name}\0{drawn.dtype.str}\0{drawn.shape}\0".encode() + drawn.tobytes())
     return digest.digest()

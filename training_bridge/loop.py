@@ -81,6 +81,14 @@ class LoopConfig:
     tensorboard: bool = False
     layout: Layout = field(default_factory=Layout)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no run can have."""
+        counts = ("steps", "checkpoint_every", "validate_every", "log_every")
+        if wrong := [name for name in counts if getattr(self, name) < 1]:
+            raise ValueError(f"loop.{wrong[0]} is 1 or more, not {getattr(self, wrong[0])}")
+        if min(self.warmup_steps, self.keep) < 0 or self.lr <= 0 or self.clip_norm <= 0:
+            raise ValueError("loop.warmup_steps and loop.keep are 0 or more, loop.lr and loop.clip_norm above 0")
+
 
 class Task(Protocol):
     """What a trainer brings."""
@@ -90,6 +98,9 @@ class Task(Protocol):
     @property
     def draw(self) -> "Draw":
         """What is drawn for each sample, in the workers."""
+
+    def check(self, shapes: Sequence[Any]) -> None:
+        """Raises ValueError where it cannot be trained on samples of these shapes."""
 
     def build(self) -> nn.ModuleDict:
         """The parts of the model, on the CPU; only `forward` of parts and blocks is ever called."""
@@ -244,6 +255,7 @@ class Trainer:
 
         Raises NotFinite at the step where a loss or gradient is no number, the last good checkpoint pinned.
         """
+        self.checkpoints.sweep()
         with self._signals():
             batches = self.data.batches(self.step)
             while self.step < self.config.steps:
@@ -280,7 +292,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         digests: list[bytes] = []
-        replaced, more = 0, True
+        bad: list[tuple[str, str]] = []
+        more = True
         while more:
             clock.enter("data")
             batch = next(batches)
@@ -290,9 +303,10 @@ class Trainer:
             parts = self._backward(batch, last=not more)
             sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
             digests += batch.digests
-            replaced += batch.replaced
+            bad += batch.bad
         scale = self._scale(batch)
-        numbers = self._reduced(sums, {"replaced": replaced, "stop": float(self.stop), "data_s": clock.parts["data"]})
+        bad = bad if self.layout.peers(self.ranks.rank, batch.shape.frames)[0] == self.ranks.rank else []
+        numbers = self._reduced(sums, {"replaced": len(bad), "stop": float(self.stop), "data_s": clock.parts["data"]})
         parts_of_loss = {name: numbers[name] * scale for name in sums}
         if not math.isfinite(parts_of_loss["loss"]):
             self._not_finite("loss", parts_of_loss["loss"])
@@ -309,7 +323,9 @@ class Trainer:
         count = batch.total_weight
         line = {**parts_of_loss, **norms, "lr": rate, "shape": str(batch.shape), "samples": int(count)}
         line |= {"skipped": int(skipped)} if self.config.skip_norm is not None else {}
-        line |= {"replaced": int(numbers["replaced"])} if numbers["replaced"] else {}
+        if numbers["replaced"]:
+            line["replaced"] = int(numbers["replaced"])
+            self._name(bad)
         line |= self._speed(batch, clock, numbers["data_s"] / self.ranks.world)
         self.log.write("step", self.step, {**line, "digest": self._digest(digests, batch)})
         self.step += 1
@@ -355,12 +371,20 @@ class Trainer:
         return norms
 
     def _not_finite(self, what: str, value: float) -> None:
-        pinned = self.checkpoints.pin(f"the last before step {self.step}, whose {what} is {value}")
+        pinned = self.checkpoints.pin(self.step, f"the last before step {self.step}, whose {what} is {value}")
         kept = f"the last good checkpoint, {pinned.name}, is pinned" if pinned else "there is no checkpoint before it"
         text = f"step {self.step}: {what} is {value}; {kept}; its samples: {', '.join(self.data.keys(self.step))}"
         self.log.write("event", self.step, {"event": "not_finite", "what": what, "keys": self.data.keys(self.step)})
         self.log.close()
         raise NotFinite(text)
+
+    def _name(self, bad: list[tuple[str, str]]) -> None:
+        """Say which samples were bad, on any rank, and why; others stand in for them."""
+        gathered: list[list[tuple[str, str]] | None] = [None] * self.ranks.world
+        dist.all_gather_object(gathered, bad, group=self.ranks.control)
+        found = sorted({(key, why) for own in gathered for key, why in own or ()})
+        said = {"event": "replaced", "keys": [key for key, _ in found], "why": [why for _, why in found]}
+        self.log.write("event", self.step, said)
 
     def _watch(self, shape: str, loss: float) -> None:
         """Remember a shape's losses, and say when one is far above them, with whose samples."""

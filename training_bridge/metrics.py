@@ -98,7 +98,9 @@ def _drop_after(path: Path, start: int) -> None:
             continue
         if line["step"] < start or (line["kind"] != "step" and line["step"] <= start):
             kept.append(text)
-    path.write_text("".join(text + "\n" for text in kept))
+    hidden = path.with_name(f"_{path.name}")
+    hidden.write_text("".join(text + "\n" for text in kept))
+    hidden.rename(path)
 
 
 def _plain(value: Any) -> Any:

@@ -52,6 +52,11 @@ class Sample:
     key: str
     visit: int
 
+    @property
+    def identity(self) -> str:
+        """What its draws are keyed by, beside seed and visit: a key has no slash, so no two have the same."""
+        return f"{self.dataset}/{self.key}"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -78,7 +83,7 @@ class Slot:
 
 def tokens(shape: Shape) -> int:
     """Latent tokens of a sample: 8 x 8 x 8 compression and patches of 1 x 2 x 2 (`paper_spec` C)."""
-    return -(-shape.frames // 8) * (shape.height // 16) * (shape.width // 16)
+    return -(-shape.frames // 8) * -(-shape.height // 16) * -(-shape.width // 16)
 
 
 class Schedule:
@@ -118,18 +123,26 @@ class Schedule:
 class Plan:
     """The endless row of steps over some datasets."""
 
-    def __init__(self, datasets: Mapping[str, Index], mix: Mix, seed: int) -> None:
-        """Raises ValueError where a weight names no dataset, or no shape has as many samples as its batch."""
+    def __init__(self, datasets: Mapping[str, Index], mix: Mix, seed: int, *, all_shapes: bool = False) -> None:
+        """With `all_shapes` a shape of fewer samples than its batch has a smaller batch, as validation wants it.
+
+        Raises ValueError where a weight is negative or names no dataset, or no shape is left to be trained on.
+        """
         self.datasets, self.mix, self.seed = dict(sorted(datasets.items())), mix, seed
         if unknown := {name for name, _ in mix.weights} - self.datasets.keys():
             raise ValueError(f"mix.weights names no dataset: {', '.join(sorted(unknown))}")
+        if min([mix.images, mix.videos, *(weight for _, weight in mix.weights)]) < 0 or mix.global_tokens < 1:
+            raise ValueError(f"weights are 0 or more and global_tokens 1 or more, not {mix}")
         self.batch: dict[Shape, int] = {}
         self.left_out: dict[Shape, int] = {}
-        """Shapes with fewer samples than their batch, and how many samples that leaves out."""
+        """Shapes with fewer samples than their batch, or of weight 0, and how many samples that leaves out."""
         for shape in sorted({shape for index in self.datasets.values() for shape in index.of_shape}):
             batch = max(1, mix.global_tokens // tokens(shape) // mix.batch_multiple) * mix.batch_multiple
             there = sum(len(index.of_shape.get(shape, ())) for index in self.datasets.values())
-            if there < batch:
+            wanted = self._wanted(shape)
+            if all_shapes and there:
+                batch = min(batch, there)
+            if there < batch or not wanted:
                 self.left_out[shape] = there
             else:
                 self.batch[shape] = batch
@@ -143,6 +156,12 @@ class Plan:
         self.slots = {
             shape: Schedule([w for _, w in self.parts[shape]], key(seed, "slots", str(shape))) for shape in self.shapes
         }
+
+    def _wanted(self, shape: Shape) -> bool:
+        """Whether the mix gives a shape any weight."""
+        weights = dict(self.mix.weights)
+        own = any(shape in index.of_shape and weights.get(name, 1.0) > 0 for name, index in self.datasets.items())
+        return own and (self.mix.images if shape.frames == 1 else self.mix.videos) > 0
 
     def _parts(self, shape: Shape) -> list[tuple[str, float]]:
         """Datasets that have a shape, each with the share of all samples that its weight gives it there."""
@@ -165,10 +184,17 @@ class Plan:
             weights.append(part * steps[shape] / whole if whole else 0.0)
         return weights
 
+    def in_turn(self, number: int) -> Step:
+        """The step of this number where shapes come one after the other: so validation sees all of them."""
+        before, which = divmod(number, len(self.shapes))
+        return self._step(number, self.shapes[which], before)
+
     def step(self, number: int) -> Step:
         """The step of this number, from 0 on."""
         which, before = self.steps.at(number)
-        shape = self.shapes[which]
+        return self._step(number, self.shapes[which], before)
+
+    def _step(self, number: int, shape: Shape, before: int) -> Step:
         first = before * self.batch[shape]
         return Step(number, shape, tuple(self._sample(shape, first + place) for place in range(self.batch[shape])))
 

@@ -49,8 +49,12 @@ class Source:
 
     @cached_property
     def shown(self) -> Index:
-        """What to plan with: the index by the shapes that come out."""
-        return self.index if self.view is None else self.index.viewed(self.view)
+        """What to plan with: the index by the shapes that come out. Its fingerprint is of the encodings, too."""
+        shown = self.index if self.view is None else self.index.viewed(self.view)
+        if not self.encoded:
+            return shown
+        seen = hashlib.sha256(f"{shown.fingerprint}\0{self.encoded}".encode()).hexdigest()
+        return replace(shown, fingerprint=seen[:32])
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,10 @@ class Example:
     visit: int
     arrays: dict[str, NDArray[Any]]
     text: str
+    window: Window | None = None
+    """What of it is shown; None where latents are read."""
     bad: tuple[tuple[str, str], ...] = ()
     """Keys that this one stands in for, each with what is wrong with it."""
-
-
-def identity(sample: Sample) -> str:
-    """What a sample's draws are keyed by, beside seed and visit: a key has no slash, so no two have the same."""
-    return f"{sample.dataset}/{sample.key}"
 
 
 class Reader:
@@ -122,29 +123,37 @@ class Reader:
         shown = stored if source.view is None else source.view.shape_of(stored)
         assert shown is not None, f"{sample} has no view"
         rows = source.shown.of_shape[shown]
-        pick = generator(self.seed, identity(sample), sample.visit, f"substitute {attempt}").integers(len(rows))
+        pick = generator(self.seed, sample.identity, sample.visit, f"substitute {attempt}").integers(len(rows))
         row = int(rows[pick])
         return Sample(sample.dataset, row, source.index.table["key"][row].as_py(), sample.visit)
 
     def exactly(self, sample: Sample, planned: Sample | None = None, into: NDArray[np.uint8] | None = None) -> Example:
         """This sample and no other, with the view that is drawn for the planned one. Raises BadSample."""
         members = self._members(sample)
-        arrays: dict[str, NDArray[Any]] = {part.name: loads(members[part.name]) for part in self.joined[sample.dataset]}
+        arrays: dict[str, NDArray[Any]] = {}
+        for part in self.joined[sample.dataset]:
+            if not members[part.name]:
+                raise BadSample(f"it could not be read when its {part.name} was to be encoded")
+            arrays[part.name] = loads(members[part.name])
         if self.decodes(sample.dataset):
-            arrays[PIXELS] = self._pixels(sample, planned or sample, members["media"], into)
+            window = self._window(sample, planned or sample)
+            arrays[PIXELS] = self._pixels(sample, window, members["media"], into)
         else:
-            arrays[LATENTS] = arrays.pop(LATENT)
-        return Example(sample.dataset, sample.key, sample.visit, arrays, members.get("txt", b"").decode())
+            window, arrays[LATENTS] = None, arrays.pop(LATENT)
+        return Example(sample.dataset, sample.key, sample.visit, arrays, members.get("txt", b"").decode(), window)
 
     def text(self, sample: Sample) -> str:
         """Only a sample's text; "" where it has none. Raises BadSample."""
         return self._own(sample, ("txt",)).get("txt", b"").decode()
 
-    def _pixels(self, sample: Sample, planned: Sample, data: bytes, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    def _window(self, sample: Sample, planned: Sample) -> Window:
+        view, stored = self.sources[sample.dataset].view, self.shape(sample)
+        if view is None:
+            return Window.whole(stored)
+        return view.draw(stored, generator(self.seed, planned.identity, planned.visit, "view"))
+
+    def _pixels(self, sample: Sample, window: Window, data: bytes, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         source, stored = self.sources[sample.dataset], self.shape(sample)
-        window = Window.whole(stored)
-        if source.view is not None:
-            window = source.view.draw(stored, generator(self.seed, identity(planned), planned.visit, "view"))
         decode = decode_image if source.index.table["image"][sample.row].as_py() else decode_video
         try:
             return decode(data, stored, window, into)

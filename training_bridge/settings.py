@@ -27,12 +27,23 @@ def write(folder: Path, settings: Any) -> None:
     hidden.rename(folder / NAME)
 
 
+def text(folder: Path) -> str | None:
+    """The settings of a run's folder as they stand there; None where it has none."""
+    place = folder / NAME
+    return place.read_text() if place.exists() else None
+
+
+def restore(folder: Path, before: str | None) -> None:
+    """Put back what `text` gave: settings that were refused are no settings of the run."""
+    if before is None:
+        (folder / NAME).unlink(missing_ok=True)
+    else:
+        (folder / NAME).write_text(before)
+
+
 def read(folder: Path, kind: type[T]) -> T:
     """The settings of a run's folder. Raises ValueError where it has none, or they will not do."""
-    try:
-        text = (folder / NAME).read_text()
-    except FileNotFoundError:
-        raise ValueError(
-            f"{str(folder)!r} has no {NAME}: write it with `reelset train-tae --prepare` or `reelset train --prepare`"
-        ) from None
-    return checked(kind, json.loads(text))
+    own = text(folder)
+    if own is None:
+        raise ValueError(f"{str(folder)!r} has no {NAME}: `reelset train-tae --prepare` and `reelset train --prepare` write it")
+    return checked(kind, json.loads(own))

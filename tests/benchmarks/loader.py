@@ -82,7 +82,7 @@ def ours(folder: Path) -> Iterator[Any]:
     plan = Plan({"d": source.shown}, Mix(global_tokens=BATCH * tokens(STORED)), 0)
     reader = Reader({"d": source}, 0, cache_bytes=0)
     settings = {"micro_tokens": BATCH * tokens(STORED), "workers": WORKERS, "prefetch": PREFETCH}
-    return micro_batches(plan, reader, start=0, **settings)  # type: ignore[arg-type]
+    return micro_batches(plan.step, reader, start=0, **settings)  # type: ignore[arg-type]
 
 
 def decoded(sample: dict[str, Any]) -> dict[str, Any]:

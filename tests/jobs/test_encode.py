@@ -1,7 +1,6 @@
 """Encoding shards: only what is missing, the same bytes from both engines, and nothing half done."""
 
 import hashlib
-import json
 import shutil
 import signal
 import subprocess
@@ -11,12 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation import storage
 from curation.engine import EngineConfig, PoolConfig
 from curation.errors import ConfigError, StageError
 from jobs import encode
 from jobs.events import logs
-from tests.training_bridge.samples import STILL, TALL, WIDE, TinyLatents, TinyTexts, damage, encode_shards, make_shards
+from tests.training_bridge.samples import (
+    STILL,
+    TALL,
+    WIDE,
+    TinyLatents,
+    TinyTexts,
+    damage,
+    encode_shards,
+    make_shards,
+    sample_of,
+)
 from training_bridge import index
 from training_bridge.reader import Reader, Source
 
@@ -114,8 +122,14 @@ def test_what_cannot_be_encoded_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"shard-000000\.tar: an encoding has numbers that float16 cannot hold"):
         encode.encode(str(run), Huge(), INLINE, POOL)
     assert not sidecars(run)
+
+
+def test_a_sample_that_cannot_be_read_is_an_empty_entry_with_a_substitute(run: Path) -> None:
     damage(run, "c004")
-    with pytest.raises(StageError, match=r"low/train/b-24x48x72/shard-000001\.tar: .*holds other bytes"):
-        encode.encode(str(run), TinyLatents(), INLINE, POOL, ["low"])
-    assert not [name for name in sidecars(run) if "000001" in name], json.dumps(sidecars(run), indent=1)
-    assert storage.names(str(run / "shards" / "low" / "train")) != []
+    assert encode.encode(str(run), TinyLatents(), INLINE, POOL) == 4
+    events = [event for _, own in logs(str(run)) for event in own if event["event"] == "encoded"]
+    assert [event["bad"] for event in events if "bad" in event] == [["c004"]]
+    source = Source(index.read(str(run / "shards/low/train")), encoded=(encode.kind(TinyLatents()),))
+    reader = Reader({"d": source}, 0)
+    read = reader.read(sample_of(reader, "c004"))
+    assert read.key != "c004" and read.bad == (("c004", "it could not be read when its latent was to be encoded"),)

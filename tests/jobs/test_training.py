@@ -12,7 +12,6 @@ from jobs.cli import app
 from tests.training_bridge.launched import launched
 from tests.training_bridge.samples import STILL, WIDE, damage, make_shards
 from training_bridge import index
-from training_bridge.checkpoint import PINNED
 from training_bridge.encoded import Encoded
 from training_bridge.reader import LATENTS, Reader, Source
 from training_bridge.tae.encoder import TaeEncoder
@@ -23,22 +22,22 @@ MODEL |= {"groups": 4, "skip": True, "latent_channels": 4}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder's shards: six films and five images to train on, two films held out."""
+    """A run folder's shards: six films and eight images to train on, two films held out."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    make_shards(folder / "shards" / "s" / "train", {WIDE: 6, STILL: 5})
+    make_shards(folder / "shards" / "s" / "train", {WIDE: 6, STILL: 8})
     make_shards(folder / "shards" / "s" / "validation", {WIDE: 2})
     return folder
 
 
-def settings(run: Path, **loop: Any) -> dict[str, Any]:
-    """Pieces of 16 frames of 32 pixels, two to a step, one a micro-batch."""
-    view = {"frames": 16, "height": 32, "width": 32}
+def settings(run: Path, view: dict[str, int] | None = None, **loop: Any) -> dict[str, Any]:
+    """Pieces of 16 frames of 32 pixels, four to a step, one a micro-batch."""
+    view = {"frames": 16, "height": 32, "width": 32, **(view or {})}
     sets = {split: {"clips": {"path": str(run / "shards" / "s" / split), "view": view}} for split in ("train", "validation")}
     data = {"train": sets["train"], "held_out": sets["validation"], "held_out_steps": 1, "images": 1, "videos": 3}
-    data |= {"global_tokens": 16, "micro_tokens": 8, "workers": 0}
+    data |= {"global_tokens": 32, "micro_tokens": 8, "workers": 0}
     steps = {"steps": 8, "lr": 1e-3, "warmup_steps": 2, "validate_every": 4, "checkpoint_every": 4, "precision": "fp32", **loop}
     losses = {"adversarial": 0.1, "adversarial_start": 2, "discriminator_width": 8}
-    return {"loop": steps, "data": data, "tae": {"model": MODEL, "losses": losses}}
+    return {"loop": steps, "data": data, "tae": {"model": MODEL, "losses": losses, "activation_checkpointing": True}}
 
 
 def reelset(*arguments: str) -> Any:
@@ -63,7 +62,7 @@ def trained(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     done = train(folder, settings(run))
     assert done.exit_code == 0, done.output
-    assert "16x32x32: 6 samples, 2 a step" in done.output and "`reelset encode` takes it" in done.output
+    assert "16x32x32: 6 samples, 4 a step" in done.output and "`reelset encode` takes it" in done.output
     return folder
 
 
@@ -82,8 +81,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: Path, trained: Path, tmp_pa
     assert train(tmp_path, settings(run, steps=4)).exit_code == 0
     assert train(tmp_path, settings(run)).exit_code == 0
     assert "from step 8 of 8" in reelset("train-tae", "-o", str(tmp_path)).output, "its own settings are taken"
+    more = reelset("train-tae", "-o", str(tmp_path), "--set", "loop.steps=9")
+    assert "from step 8 of 9" in more.output and len(lines(tmp_path)) == 9
     for name in ("loss", "digest", "grad_norm"):
-        assert [line[name] for line in lines(tmp_path)] == [line[name] for line in lines(trained)]
+        assert [line[name] for line in lines(tmp_path)][:8] == [line[name] for line in lines(trained)]
 
 
 def test_two_ranks_are_one(run: Path, trained: Path, tmp_path: Path) -> None:
@@ -124,8 +125,12 @@ def test_what_does_not_go_together_is_said(run: Path, trained: Path, tmp_path: P
     assert "= 2 ranks, and there are 1" in refused(settings(run, layout={"shard": 2}))
     wide = {**good, "tae": {"model": {**MODEL, "width": 16}}}
     assert "is of another model: architecture" in refused(wide, trained)
+    kept = (trained / "config.json").read_text()
     assert "was trained on other samples: mix" in refused({**good, "data": {**good["data"], "videos": 2}}, trained)
-    assert "has no config.json" in str(reelset("train-tae", "-o", str(tmp_path / "new")).exception)
+    assert (trained / "config.json").read_text() == kept, "what is refused leaves the run as it was"
+    assert "sides that are multiples of 8, 32 pixels at least" in refused(settings(run, view={"height": 24}))
+    assert "loop.checkpoint_every is 1 or more" in refused(settings(run, checkpoint_every=0))
+    assert "is no training run yet" in str(reelset("train-tae", "-o", str(tmp_path / "new")).exception)
     assert "is no file of tensors" in str(reelset("encode", str(run), "--tae", str(trained / "config.json")).exception)
 
 
@@ -134,17 +139,20 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_samples(run: Path, tmp_p
     done = train(tmp_path, settings(run, lr=1e30, warmup_steps=0, checkpoint_every=1))
     assert done.exit_code == 1
     event = lines(tmp_path, "event")[-1]
-    assert event["event"] == "not_finite" and all(key.startswith("clips/c00") for key in event["keys"])
-    assert [p for p in (tmp_path / "checkpoints").iterdir() if (p / PINNED).exists()]
+    assert event["event"] == "not_finite" and all(key.startswith("clips/c0") for key in event["keys"])
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert any(name.startswith("suspect-") for name in names), "its weights are what is wrong"
 
 
 def test_bad_samples_have_substitutes_that_are_counted(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    make_shards(folder / "shards" / "s" / "train", {WIDE: 6, STILL: 5})
+    make_shards(folder / "shards" / "s" / "train", {WIDE: 6, STILL: 8})
     make_shards(folder / "shards" / "s" / "validation", {WIDE: 2})
     damage(folder / "shards" / "s" / "train", "c002")
     assert train(tmp_path / "trained", settings(folder)).exit_code == 0
     assert sum(line.get("replaced", 0) for line in lines(tmp_path / "trained")) >= 1
+    event = lines(tmp_path / "trained", "event")[0]
+    assert event["keys"] == ["c002"] and "other bytes" in event["why"][0]
     none = settings(folder)
     none["data"]["bad_budget"] = 0
     assert "c002" in str(train(tmp_path / "strict", none).exception)

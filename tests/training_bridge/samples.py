@@ -88,9 +88,8 @@ def damage(folder: Path, key: str, member: str = "mp4") -> None:
 def draw_noise(seed: int, sample: Sample, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """What a trainer draws: some noise, a time, and whether the text is dropped."""
     from training_bridge.draws import generator
-    from training_bridge.reader import identity
 
-    rng = generator(seed, identity(sample), sample.visit, "noise")
+    rng = generator(seed, sample.identity, sample.visit, "noise")
     noise = rng.standard_normal(shapes["pixels"][1:2], dtype=np.float32)
     return {"noise": noise, "time": np.float32(rng.uniform()), "drop": np.bool_(rng.uniform() < 0.1)}
 

@@ -82,7 +82,7 @@ def shapes_of(seed: int, sample: Sample, shapes: dict[str, tuple[int, ...]]) -> 
 def test_batches_have_latents_stacked_and_texts_ragged(made: Path) -> None:
     reader = opened(made, LATENTS, LETTERS)
     plan = Plan({"d": reader.sources["d"].shown}, Mix(global_tokens=3 * tokens(WIDE)), 0)
-    batches = micro_batches(plan, reader, shapes_of, start=0, rank=0, world=1, micro_tokens=10**6, workers=0)
+    batches = micro_batches(plan.step, reader, shapes_of, start=0, micro_tokens=10**6, workers=0)
     for batch, _ in zip(batches, range(6), strict=False):
         frames, height, width = batch.shape.frames, batch.shape.height, batch.shape.width
         assert batch.tensors.keys() == {"latents"} and batch.ragged.keys() == {"letters"}

@@ -167,12 +167,25 @@ def test_other_models_and_other_data_are_refused(whole: Trainer, tmp_path: Path)
         state_of(tmp_path)
 
 
+def test_settings_of_the_optimizer_are_those_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    assert trainer(tmp_path, steps=2).run() == 0
+    again = trainer(tmp_path, betas=(0.5, 0.6))
+    assert [group["betas"] for group in again.optimizer.param_groups] == [(0.5, 0.6)] * 2
+    assert len(again.optimizer.state) > 0, "its moments are those of the checkpoint"
+
+
+def test_a_checkpoint_of_skipped_steps_loads(tmp_path: Path) -> None:
+    assert trainer(tmp_path, steps=2, skip_norm=1e-9).run() == 0
+    assert trainer(tmp_path, steps=4).run() == 0 and series(tmp_path, "step") == [0, 1, 2, 3]
+
+
 def test_a_killed_save_leaves_the_one_before(tmp_path: Path) -> None:
     assert trainer(tmp_path, steps=2).run() == 0
     torn = tmp_path / "checkpoints" / "_step-00000004"
     torn.mkdir()
     (torn / "__0_0.distcp").write_bytes(b"half")
-    assert trainer(tmp_path).step == 2 and not torn.exists()
+    again = trainer(tmp_path, steps=2)
+    assert again.step == 2 and again.run() == 0 and not torn.exists()
 
 
 def test_told_to_stop_it_writes_a_checkpoint_and_says_so(tmp_path: Path) -> None:

@@ -135,3 +135,23 @@ def test_a_run_goes_on_with_the_same_steps() -> None:
         plan(seed=6).resume(again.state(37))
     with pytest.raises(ValueError, match=r"other samples: mix: "):
         plan(seed=5, images=2.0).resume(again.state(37))
+
+
+def test_what_has_no_weight_is_left_out() -> None:
+    films = plan(images=0.0)
+    assert STILL in films.left_out and all(films.step(n).shape != STILL for n in range(4200))
+    wide = plan(weights=(("a", 0.0),))
+    assert set(wide.shapes) == {WIDE} and {s.dataset for n in range(4200) for s in wide.step(n).samples} == {"b"}
+    with pytest.raises(ValueError, match="no shape has as many samples"):
+        plan(images=0.0, videos=0.0)
+    with pytest.raises(ValueError, match="weights are 0 or more"):
+        plan(weights=(("a", -1.0),))
+
+
+def test_held_out_shapes_come_in_turn_however_few_their_samples() -> None:
+    data = {"a": index("a", {WIDE: 50, TALL: 2, STILL: 3})}
+    held = Plan(data, Mix(global_tokens=8 * tokens(WIDE)), 0, all_shapes=True)
+    assert held.batch == {WIDE: 8, TALL: 2, STILL: 3} and not held.left_out
+    steps = [held.in_turn(n) for n in range(6)]
+    assert [step.shape for step in steps] == [*held.shapes, *held.shapes]
+    assert len({sample for step in steps for sample in step.samples}) == 2 * (8 + 2 + 3)

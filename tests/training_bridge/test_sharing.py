@@ -24,7 +24,7 @@ def batches(folder: str) -> list[Batch]:
     """A few batches, with ragged encodings added: one of them is empty, one text is not ASCII."""
     source = Source(index.read(folder), View(8, 32, 48))
     plan = Plan({"d": source.shown}, Mix(global_tokens=4 * tokens(WIDE) // 9), 0)
-    read = micro_batches(plan, Reader({"d": source}, 0), draw_noise, start=0, micro_tokens=12, workers=0)
+    read = micro_batches(plan.step, Reader({"d": source}, 0), draw_noise, start=0, micro_tokens=12, workers=0)
     found = [next(read) for _ in range(STEPS)]
     for number, batch in enumerate(found):
         lengths = [(number + place) % 3 for place in range(len(batch.keys))]

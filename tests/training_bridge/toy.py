@@ -36,7 +36,7 @@ class ToyBatch:
     weights: Tensor
     digests: list[bytes]
     total_weight: float = float(SAMPLES)
-    replaced: int = 0
+    bad: tuple[tuple[str, str], ...] = ()
     step_tokens: int = SAMPLES
 
     def to(self, device: torch.device) -> "ToyBatch":

@@ -79,7 +79,7 @@ def draw(config: FlowConfig, seed: int, sample: "Sample", shapes: Mapping[str, t
     from training_bridge.draws import generator
 
     def of(purpose: str) -> np.random.Generator:
-        return generator(seed, f"{sample.dataset}/{sample.key}", sample.visit, purpose)
+        return generator(seed, sample.identity, sample.visit, purpose)
 
     normal = config.time_mean + config.time_std * of("time").standard_normal()
     return {

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PICTURES = 4
 """Samples side by side in a film of reconstructions."""
+LEAST_JUDGED = 32
+"""Shortest side of what the discriminator sees."""
 PROBE = 64
 """Side of the frame that the discriminator sees while it does not yet learn."""
 
@@ -71,7 +73,7 @@ class Noise:
         _, frames, height, width = shapes["pixels"]
         side = self.config.pixels_per_latent
         shape = (self.config.latent_channels, self.config.latent_frames(frames), height // side, width // side)
-        rng = generator(seed, f"{sample.dataset}/{sample.key}", sample.visit, "noise")
+        rng = generator(seed, sample.identity, sample.visit, "noise")
         return {"noise": rng.standard_normal(shape, np.float32)}
 
 
@@ -89,6 +91,14 @@ class TaeTask:
         own = config.losses
         self.lpips = Lpips(own.vgg_weights, own.lpips_weights) if own.vgg_weights and own.lpips_weights else None
         self._flops: dict[Shape, float] = {}
+
+    def check(self, shapes: Sequence[Shape]) -> None:
+        """Raises ValueError for sides that are no multiple of 8 or too short to be measured or judged."""
+        least = LEAST_JUDGED if self.config.losses.adversarial else measures.WINDOW
+        for shape in shapes:
+            side = self.architecture.pixels_per_latent
+            if shape.height % side or shape.width % side or min(shape.height, shape.width) < least:
+                raise ValueError(f"{shape}: the autoencoder takes sides that are multiples of {side}, {least} pixels at least")
 
     def build(self) -> nn.ModuleDict:
         """The parts. Raises ValueError where the image weights do not fit."""
@@ -128,15 +138,15 @@ class TaeTask:
         z = mean + torch.exp(0.5 * logvar) * batch.draws["noise"]
         x = model["decoder"](z, target.shape[2])
         with torch.autocast(x.device.type, enabled=False):
-            each = self._losses(model, x, target, mean, logvar, batch.weights, step)
+            each = self._losses(x, target, mean, logvar)
+        if self.config.losses.adversarial:
+            each |= self._judged(model["discriminator"], x, target, batch.weights, step)
         parts = {name: (batch.weights * value).sum() for name, value in each.items()}
         scales = {**vars(self.config.losses), "discriminator": 1.0}
         total = torch.stack([scales[name] * value for name, value in parts.items()]).sum()
         return total, parts
 
-    def _losses(
-        self, model: nn.ModuleDict, x: Tensor, target: Tensor, mean: Tensor, logvar: Tensor, weights: Tensor, step: int
-    ) -> dict[str, Tensor]:
+    def _losses(self, x: Tensor, target: Tensor, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
         """Per sample, by the names of their weights in the config."""
         own = self.config.losses
         each: dict[str, Tensor] = {}
@@ -148,12 +158,16 @@ class TaeTask:
             each["kl"] = losses.kl(mean, logvar)
         if own.outlier:
             each["outlier"] = losses.outlier(mean)
-        if own.adversarial and step >= own.adversarial_start:
-            each["adversarial"], each["discriminator"] = losses.adversarial(model["discriminator"], x, target, weights)
-        elif own.adversarial:  # its gradients are zeros from the first step on, so that all steps and checkpoints are alike
-            score = model["discriminator"](target[:1, :, :1, :PROBE, :PROBE]).float().mean()
-            each["discriminator"] = (0.0 * score).expand(len(weights))
         return each
+
+    def _judged(self, discriminator: nn.Module, x: Tensor, target: Tensor, weights: Tensor, step: int) -> dict[str, Tensor]:
+        """What the discriminator says, and its own loss."""
+        if step >= self.config.losses.adversarial_start:
+            generator, own = losses.adversarial(discriminator, x, target, weights)
+            return {"adversarial": generator, "discriminator": own}
+        # Its gradients are zeros from the first step on, so that all steps and checkpoints are alike.
+        score = discriminator(target[:1, :, :1, :PROBE, :PROBE]).float().mean()
+        return {"discriminator": (0.0 * score).expand(len(weights))}
 
     def _perceptual(self, x: Tensor, target: Tensor) -> Tensor:
         if self.lpips is None:

@@ -203,6 +203,18 @@ def sql(
     _print(lambda: inspect.sql(_place(run), query, csv=csv))
 
 
+@app.command()
+def stats(
+    run: Run,
+    name: Annotated[list[str] | None, typer.Option("--name", help="One of the list, or all; may be repeated.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """The shipped statistics, by name; without one, what there is."""
+    from jobs import stats as job
+
+    _print(lambda: job.stats(_place(run), name or [], csv))
+
+
 @app.command("what-if")
 def what_if(
     run: Run,

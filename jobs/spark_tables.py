@@ -1,0 +1,76 @@
+"""A run's tables as Spark views, with the names, columns and types that they have in DuckDB."""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from curation import run_folder, storage
+from curation.errors import ConfigError
+from curation.tables import CAPTIONS, CLUSTERS, CONCEPTS, DUPLICATES
+from jobs.inspect import FOLDERS, TABLES
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+SCHEMAS = {**TABLES, "captions": CAPTIONS, "clusters": CLUSTERS, "concepts": CONCEPTS, "duplicates": DUPLICATES}
+"""What Spark is told of a table's columns: it opens no file to find out, and a column that a file lacks is null."""
+
+
+def session() -> "SparkSession":
+    """The Spark session of this process: the one that `spark-submit` set up, or a local one."""
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ConfigError("Spark needs PySpark: pip install 'reelset[analytics]', and Java 17") from error
+    return SparkSession.builder.appName("reelset").config("spark.sql.ansi.enabled", "true").getOrCreate()
+
+
+def views(spark: "SparkSession", run: str, names: Iterable[str] = tuple(SCHEMAS)) -> list[str]:
+    """Make a temporary view of each of these tables that the run has, and return their names.
+
+    As in DuckDB, a table that every run has is there without rows before it has files, and `selection` and `produced`
+    have a column `subset`. Raises ConfigError where `run` is no run folder.
+    """
+    run_folder.read(run)
+    made = []
+    for name in names:
+        if _has_files(run, name):
+            frame = read(spark, storage.join(_url(run), name, *("*" for _ in FOLDERS.get(name, ())), "*.parquet"), name=name)
+        elif name in TABLES:
+            schema = pa.schema([*TABLES[name], *(pa.field(f, pa.string()) for f in FOLDERS.get(name, ()))])
+            frame = spark.createDataFrame(schema.empty_table())
+        else:
+            continue
+        frame.createOrReplaceTempView(name)
+        made.append(name)
+    return made
+
+
+def read(spark: "SparkSession", *places: str, name: str) -> "DataFrame":
+    """Parquet files of the run's table `name`; the folders between the name and a file become columns."""
+    from pyspark.sql import functions
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    frame = spark.read.schema(from_arrow_schema(SCHEMAS[name])).parquet(*places)
+    between = f"{name}/{'([^/]+)/' * len(FOLDERS.get(name, ()))}[^/]+[.]parquet$"
+    for place, folder in enumerate(FOLDERS.get(name, ()), 1):
+        frame = frame.withColumn(folder, functions.regexp_extract("_metadata.file_path", between, place))
+    return frame
+
+
+def _has_files(run: str, name: str) -> bool:
+    below = storage.join(run, name)
+    folders = [storage.join(below, folder) for folder in storage.names(below)] if name in FOLDERS else [below]
+    return any(storage.names(folder, ".parquet") for folder in folders)
+
+
+def _url(run: str) -> str:
+    """A run folder as Hadoop reads it: a local path has no globs of its own in it."""
+    if storage.is_remote(run):
+        return run.rstrip("/")
+    path = str(storage.local_path(run).absolute())
+    if re.search(r"[*?\[\]{}\\]", path):
+        raise ConfigError(f"Spark would take signs in {path!r} for a pattern: rename the folder")
+    return path

@@ -1,11 +1,11 @@
 """*Select*: from measured clips to a plan that says which clip goes to which shard, in which order."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,6 +33,10 @@ FIT_COLUMNS = (
 )
 SHAPE_COLUMNS = ("source_id", "pixel_aspect", "rotation")
 """Columns of `clips` and `sources` that decide a bucket (`buckets.choose`)."""
+FITTED = f"""
+    SELECT {", ".join(f"c.{name}" for name in FIT_COLUMNS if name not in ("source_id", "status"))}, s.pixel_aspect, s.rotation
+    FROM clips c JOIN sources s ON s.source_id = c.source_id WHERE c.status = 'ok'"""
+"""SQL, valid in DuckDB and in Spark, for what decides the bucket of each clip."""
 EARLIER = ("clip_id", "source_id", "kept", "reason", "cluster", "people", "split", "bucket", "shard")
 """Columns of earlier selections that decide later ones."""
 READERS = 16
@@ -51,11 +55,17 @@ def settings(page: dict[str, Any], file: Path | None, overrides: Sequence[str], 
     return resolve(tree)
 
 
-def select(folder: str, config: Config, subset: SubsetConfig) -> str:
+Decide: TypeAlias = Callable[[str, Config, SubsetConfig, Sequence[str], str], Iterable[pa.RecordBatch]]
+"""From a run folder, a config, a list, units and the place of the selections so far to the rows of these units, sorted by
+clip_id, in batches of `rules_select.BATCH` rows."""
+
+
+def select(folder: str, config: Config, subset: SubsetConfig, decide: Decide | None = None) -> str:
     """Decide for every measured unit that the subset's selection does not cover yet; returns a line for people.
 
     Rows once written are never changed: later units are decided with the earlier ones counted in the quotas. Other
-    rules make the selection anew, unless shards of the old one exist: then ConfigError.
+    rules make the selection anew, unless shards of the old one exist: then ConfigError. `decide` is how: on this machine,
+    or as a Spark job does.
     """
     place = storage.join(folder, "selection", subset.name)
     made_by = _made_by(folder, config, subset)
@@ -70,17 +80,29 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
     units = [u for u in done_units(folder) if u not in done]
     if not units:
         return f"select: {subset.name}: nothing new"
-    table = _decide(folder, config, subset, units, place)
-    table = table.replace_schema_metadata({MADE_BY: made_by.encode(), **of_units(units)})
-    storage.write_table(storage.join(place, f"{unit_span(units)}.parquet"), table)
-    kept = table.filter(table["kept"])
-    alone = kept["cluster"].null_count if config.clusters.enabled and config.embeddings else 0
+    batches = (decide or _decide)(folder, config, subset, units, place)
+    written, kept, alone = _write(storage.join(place, f"{unit_span(units)}.parquet"), batches, made_by, units)
+    lonely = config.clusters.enabled and config.embeddings and alone
     said = f"; {alone} of them have no vector: nothing is in their frames, or no list wanted them when clips were embedded"
-    return f"select: {subset.name}: {kept.num_rows} of {table.num_rows} clips kept{said if alone else ''}"
+    return f"select: {subset.name}: {kept} of {written} clips kept{said if lonely else ''}"
 
 
-def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], place: str) -> pa.Table:
-    """The selection of these units. Their tables pass as streams; what is held is the selection itself."""
+def _write(url: str, batches: Iterable[pa.RecordBatch], made_by: str, units: Sequence[str]) -> tuple[int, int, int]:
+    """Commit a selection; returns the number of its clips, of those that are kept, and of these without a concept."""
+    schema = SELECTION.with_metadata({MADE_BY: made_by.encode(), **of_units(units)})
+    written = kept = alone = 0
+    with storage.committed(url) as out, pq.ParquetWriter(out, schema, compression="zstd", store_schema=True) as writer:
+        for batch in batches:
+            writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata), rules_select.BATCH)
+            chosen = batch["cluster"].filter(batch["kept"])
+            written, kept, alone = written + batch.num_rows, kept + len(chosen), alone + chosen.null_count
+        if not written:
+            writer.write_table(schema.empty_table())
+    return written, kept, alone
+
+
+def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], place: str) -> list[pa.RecordBatch]:
+    """The selection of these units on this machine. Their tables pass as streams; what is held is the selection itself."""
     of_sources, of_clips = rules_select.columns(subset)
     previous = storage.read_table(place, SELECTION, list(EARLIER))
     same = storage.read_table(storage.join(folder, "duplicates"), DUPLICATES, ["clip_id", "duplicate_of"])
@@ -90,7 +112,7 @@ def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[s
         chosen = rules_select.select(sources, clips, subset, config.seed, previous, fits, same, concepts(folder))
     kept = chosen.select(["clip_id", "kept", "split", "bucket", "shard", "position"]).filter(chosen["kept"])
     placed = plan.assign(kept, config.seed, config.shards, plan.next_shards(previous))
-    return _join(chosen, placed)
+    return _join(chosen, placed).to_batches(rules_select.BATCH)
 
 
 def _join(chosen: pa.Table, placed: pa.Table) -> pa.Table:
@@ -110,16 +132,15 @@ def _join(chosen: pa.Table, placed: pa.Table) -> pa.Table:
 @contextmanager
 def _fits(folder: str, units: Sequence[str], bucket_class: int) -> Iterator[pa.RecordBatchReader]:
     """Which bucket each clip fits, as a stream of `FIT` rows."""
-    query = """SELECT c.* EXCLUDE (source_id, status), s.pixel_aspect, s.rotation FROM clips c JOIN sources s USING (source_id)
-               WHERE c.status = 'ok'"""
     with storage.database(rules_select.MEMORY) as connection:
         connection.register("sources", stream(folder, "sources", units, SOURCES, SHAPE_COLUMNS))
         connection.register("clips", stream(folder, "clips", units, CLIPS, FIT_COLUMNS))
-        found = connection.sql(query).to_arrow_reader(FIT_ROWS)
-        yield pa.RecordBatchReader.from_batches(rules_select.FIT, (_fit(batch, bucket_class) for batch in found))
+        found = connection.sql(FITTED).to_arrow_reader(FIT_ROWS)
+        yield pa.RecordBatchReader.from_batches(rules_select.FIT, (fit(batch, bucket_class) for batch in found))
 
 
-def _fit(clips: pa.RecordBatch, bucket_class: int) -> pa.RecordBatch:
+def fit(clips: pa.RecordBatch, bucket_class: int) -> pa.RecordBatch:
+    """Which bucket each of some rows of `FITTED` fits, as rows of `FIT`."""
     choices = [buckets.choose(clip, bucket_class) for clip in clips.to_pylist()]
     columns = [
         clips["clip_id"],

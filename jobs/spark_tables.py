@@ -1,7 +1,9 @@
 """A run's tables as Spark views, with the names, columns and types that they have in DuckDB."""
 
+import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -18,13 +20,16 @@ SCHEMAS = {**TABLES, "captions": CAPTIONS, "clusters": CLUSTERS, "concepts": CON
 """What Spark is told of a table's columns: it opens no file to find out, and a column that a file lacks is null."""
 
 
-def session() -> "SparkSession":
-    """The Spark session of this process: the one that `spark-submit` set up, or a local one."""
+def session(settings: Mapping[str, str] | None = None) -> "SparkSession":
+    """The Spark session of this process: the one that `spark-submit` set up, or a local one with these settings."""
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ConfigError("Spark needs PySpark: pip install 'reelset[analytics]', and Java 17") from error
-    return SparkSession.builder.appName("reelset").config("spark.sql.ansi.enabled", "true").getOrCreate()
+    spark = SparkSession.builder.appName("reelset").config(map={"spark.sql.ansi.enabled": "true", **(settings or {})}).getOrCreate()
+    if spark.sparkContext.master.startswith("local") and "PYSPARK_PYTHON" not in os.environ:
+        spark.sparkContext.pythonExec = sys.executable  # Spark would take whatever `python3` is
+    return spark
 
 
 def views(spark: "SparkSession", run: str, names: Iterable[str] = tuple(SCHEMAS)) -> list[str]:
@@ -37,10 +42,9 @@ def views(spark: "SparkSession", run: str, names: Iterable[str] = tuple(SCHEMAS)
     made = []
     for name in names:
         if _has_files(run, name):
-            frame = read(spark, storage.join(_url(run), name, *("*" for _ in FOLDERS.get(name, ())), "*.parquet"), name=name)
+            frame = read(spark, storage.join(url(run), name, *("*" for _ in FOLDERS.get(name, ())), "*.parquet"), name=name)
         elif name in TABLES:
-            schema = pa.schema([*TABLES[name], *(pa.field(f, pa.string()) for f in FOLDERS.get(name, ()))])
-            frame = spark.createDataFrame(schema.empty_table())
+            frame = empty(spark, name)
         else:
             continue
         frame.createOrReplaceTempView(name)
@@ -60,13 +64,21 @@ def read(spark: "SparkSession", *places: str, name: str) -> "DataFrame":
     return frame
 
 
+def empty(spark: "SparkSession", name: str) -> "DataFrame":
+    """The run's table `name` without rows."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    schema = pa.schema([*SCHEMAS[name], *(pa.field(f, pa.string()) for f in FOLDERS.get(name, ()))])
+    return spark.createDataFrame([], from_arrow_schema(schema))
+
+
 def _has_files(run: str, name: str) -> bool:
     below = storage.join(run, name)
     folders = [storage.join(below, folder) for folder in storage.names(below)] if name in FOLDERS else [below]
     return any(storage.names(folder, ".parquet") for folder in folders)
 
 
-def _url(run: str) -> str:
+def url(run: str) -> str:
     """A run folder as Hadoop reads it: a local path has no globs of its own in it."""
     if storage.is_remote(run):
         return run.rstrip("/")

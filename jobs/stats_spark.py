@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__" and Path(sys.path[0]) == Path(__file__).parent:
     del sys.path[0]  # a script's own folder comes first, and its neighbour `inspect` is not Python's
 
+from curation.errors import ConfigError
 from jobs import spark_tables
 from jobs.inspect import subsets
 from jobs.stats import chosen, lacks, relations
@@ -53,8 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from curation.errors import ConfigError
-
     try:
         main()
     except ConfigError as error:

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from jobs import spark_tables, stats_spark
+from curation.errors import ConfigError
+from jobs import select_spark, selecting, spark_tables, stats_spark
 from jobs.inspect import connect, rows, subsets
 from jobs.stats import prepare, shipped
 from tests.jobs import analyst_run
@@ -18,16 +20,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:pyspark", "ignore
 
 @pytest.fixture(scope="module")
 def spark() -> Iterator[Any]:
-    from pyspark.sql import SparkSession
-
-    small = {"ui.enabled": "false", "sql.shuffle.partitions": "1", "driver.memory": "1g", "default.parallelism": "1"}
-    small |= {"sql.codegen.wholeStage": "false", "sql.codegen.factoryMode": "NO_CODEGEN", "sql.adaptive.enabled": "false"}
-    small |= {"driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}  # all the time would go to compiling
-    builder = SparkSession.builder.master("local[1]")
-    for name, value in small.items():
-        builder = builder.config(f"spark.{name}", value)
-    builder.getOrCreate()
-    session = spark_tables.session()
+    small = {"master": "local[1]", "driver.memory": "1g", "ui.enabled": "false", "default.parallelism": "1"}
+    small |= {"sql.shuffle.partitions": "1", "sql.adaptive.enabled": "false"}
+    small |= {"sql.codegen.wholeStage": "false", "sql.codegen.factoryMode": "NO_CODEGEN"}  # all the time would go to compiling
+    small |= {"driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+    session = spark_tables.session({f"spark.{name}": value for name, value in small.items()})
     session.sparkContext.setLogLevel("ERROR")
     yield session
     session.stop()
@@ -66,3 +63,40 @@ def test_the_job_writes_what_it_can_and_says_what_it_cannot(spark: Any, tmp_path
     said = capsys.readouterr().out
     assert "captions: this run has no table captions" in said and f"buckets: {tmp_path}/out/buckets" in said
     assert [row["planned"] for row in spark.read.parquet(f"{tmp_path}/out/buckets").orderBy("bucket").collect()] == [1, 1]
+
+
+def test_spark_selects_the_same_rows(spark: Any, drawn: Path, tmp_path: Path) -> None:
+    first, whole = analyst_run.make_run(tmp_path / "there", units=2), [s.name for s in analyst_run.config().subsets]
+    select_with(spark, first)
+    here = analyst_run.make_run(tmp_path / "here", units=2)
+    analyst_run.select(here)
+    for name in whole:
+        assert selection(first, name) == selection(here, name) and len(selection(here, name)) > 100
+    reasons = {row["reason"].partition(":")[0] for name in whole for row in selection(here, name)}
+    assert reasons >= {"kept", "error", "rule", "unmeasured", "unselected", "duplicate", "resampled_out"}
+    for run in (first, here):  # the other units come later, and find what was kept before
+        analyst_run.make_run(run)
+    select_with(spark, first)
+    analyst_run.select(here)
+    for name in whole:
+        assert selection(first, name) == selection(here, name)
+        assert [f.read_bytes() for f in files(first, name)] == [f.read_bytes() for f in files(here, name)]
+    assert not list((first / "_select_spark").glob("*"))
+
+
+def select_with(spark: Any, run: Path) -> None:
+    for subset in analyst_run.config().subsets:
+        selecting.select(str(run), analyst_run.config(), subset, select_spark.on(spark))
+
+
+def files(run: Path, subset: str) -> list[Path]:
+    return sorted((run / "selection" / subset).iterdir())
+
+
+def selection(run: Path, subset: str) -> list[dict[str, Any]]:
+    return [row for file in files(run, subset) for row in pq.read_table(file).to_pylist()]
+
+
+def test_an_unknown_list_is_refused(drawn: Path) -> None:
+    with pytest.raises(ConfigError, match="no list 'plane'; it has plain, mixed, all"):
+        select_spark.main(["--run", str(drawn), "--subset", "plane"])

@@ -218,13 +218,30 @@ def stats(
 @app.command("what-if")
 def what_if(
     run: Run,
-    rules: Annotated[list[str], typer.Option("--rules", help="A shipped list's name or a YAML file of rules.")],
+    rules: Annotated[list[str] | None, typer.Option("--rules", help="A shipped list's name or a YAML file of rules.")] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", help="A rule instead of the list's own over the same columns, or one more; may be repeated."),
+    ] = None,
+    subset: Annotated[str | None, typer.Option(help="The run's list that --rule changes; its only one without.")] = None,
+    write: Annotated[str | None, typer.Option(metavar="NAME", help="Select so, under this name; `shard` writes it.")] = None,
 ) -> None:
     """What other thresholds would keep, drop, or cannot know; decodes nothing."""
+    from jobs import pipeline
     from jobs import what_if as job
 
-    for name in rules:
-        _print(lambda name=name: job.what_if(_place(run), name))  # type: ignore[misc]
+    if not rules and not rule:
+        raise ConfigError("what-if takes --rule 'column > number', or --rules with a list's name or file")
+    if write is not None and not rule:
+        raise ConfigError("--write NAME writes what --rule makes; a whole list is selected by: reelset select RUN --rules LIST")
+    place = _place(run)
+    for name in rules or ():
+        _print(lambda name=name: job.what_if(place, name))  # type: ignore[misc]
+    if rule:
+        new, base = job.supposed(place, rule, subset, write)
+        _print(lambda: job.compared(place, new, base, rule))
+    if write is not None:
+        raise typer.Exit(pipeline.again(place, None, (), [*job.lists(place), new.model_dump(mode="json")], ("select",)))
 
 
 @app.command()

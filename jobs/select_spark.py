@@ -26,23 +26,26 @@ from jobs.config import Config
 from jobs.events import log
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 
 class Spark:
-    """The engine of a cluster (`curation.select.Engine`). What is held spills to the executors' disks."""
+    """The engine of a cluster (`curation.select.Engine`). What a step makes lies in `aside` as Parquet.
 
-    def __init__(self, spark: "SparkSession") -> None:
+    Held as views, each step would be planned, and computed, with all the steps before it; on the executors' disks, it would
+    go with an executor.
+    """
+
+    def __init__(self, spark: "SparkSession", aside: str) -> None:
         self.spark = spark
-        self.held: dict[str, DataFrame] = {}
+        self.aside = aside
+        self.made = 0
 
     def make(self, name: str, query: str) -> None:
-        made = self.spark.sql(query).persist()
-        made.count()  # now, while what it is made of is held
-        made.createOrReplaceTempView(name)
-        if name in self.held:
-            self.held[name].unpersist()
-        self.held[name] = made
+        frame, self.made = self.spark.sql(query), self.made + 1
+        place = spark_tables.url(storage.join(self.aside, f"{self.made:02d}-{name}"))
+        frame.write.mode("overwrite").parquet(place)
+        self.spark.read.schema(frame.schema).parquet(place).createOrReplaceTempView(name)
 
     def give(self, name: str, rows: pa.Table) -> None:
         self.spark.createDataFrame(rows).createOrReplaceTempView(name)
@@ -50,26 +53,21 @@ class Spark:
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in self.spark.sql(query).collect()]
 
-    def let_go(self) -> None:
-        """Give back what is held."""
-        for made in self.held.values():
-            made.unpersist()
-
 
 def on(spark: "SparkSession") -> selecting.Decide:
     """How `selecting.select` decides with this session."""
 
     def rows(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], place: str) -> Iterator[pa.RecordBatch]:
-        engine, aside = Spark(spark), storage.join(folder, "_select_spark", subset.name)
+        aside = storage.join(folder, "_select_spark", subset.name)
+        engine, last = Spark(spark, aside), storage.join(aside, "chosen")
         _relations(spark, folder, units, subset, place)
         try:
-            spark.sql(decide(engine, subset, config.seed)).createOrReplaceTempView("selection")
+            engine.make("selection", decide(engine, subset, config.seed))
             engine.give("taken", plan.taken(plan.next_shards(_shards(spark))))
-            chosen = spark.sql(plan.assign_sql(config.seed, config.shards, SELECTION.names)).select(*SELECTION.names)
-            chosen.write.mode("overwrite").parquet(spark_tables.url(aside))
-            yield from _batches(aside)
+            chosen = spark.sql(plan.assign_sql(config.seed, config.shards, SELECTION.names))
+            chosen.select(*SELECTION.names).write.mode("overwrite").parquet(spark_tables.url(last))
+            yield from _batches(last)
         finally:
-            engine.let_go()
             storage.remove(aside)
 
     return rows

@@ -1,7 +1,7 @@
 """*Select*: from measured clips to a plan that says which clip goes to which shard, in which order."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +43,10 @@ READERS = 16
 """Files that are read side by side: a store answers in some 30 ms, whatever is asked."""
 
 
-def settings(page: dict[str, Any], file: Path | None, overrides: Sequence[str], rules: Sequence[str] | None) -> Config:
-    """A run's own settings with a file's, `--set` and `--rules` on top."""
+def settings(
+    page: dict[str, Any], file: Path | None, overrides: Sequence[str], rules: Sequence[str | Mapping[str, Any]] | None
+) -> Config:
+    """A run's own settings with a file's, `--set` and `--rules` (names of lists, or lists) on top."""
     tree = {**page}
     if file is not None:
         tree |= yaml.safe_load(file.read_text()) or {}

@@ -26,7 +26,9 @@ def session(settings: Mapping[str, str] | None = None) -> "SparkSession":
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ConfigError("Spark needs PySpark: pip install 'reelset[analytics]', and Java 17") from error
-    spark = SparkSession.builder.appName("reelset").config(map={"spark.sql.ansi.enabled": "true", **(settings or {})}).getOrCreate()
+    spark = (
+        SparkSession.builder.appName("reelset").config(map={"spark.sql.ansi.enabled": "true", **(settings or {})}).getOrCreate()
+    )
     if spark.sparkContext.master.startswith("local") and "PYSPARK_PYTHON" not in os.environ:
         spark.sparkContext.pythonExec = sys.executable  # Spark would take whatever `python3` is
     return spark

@@ -1,11 +1,11 @@
 """The shipped statistics of a run: one SQL text each, valid in DuckDB and in Spark, over the run's tables and four views.
 
-    decided   a row a clip and subset: subset, clip_id, source_id, kind, duration_s, kept, reason, cluster, split, bucket, shard;
-              reasons are grouped (the one clip that a near-duplicate resembles is left out)
-    steps     a row a step of a subset's list and a reason that it gives: subset, kind, place, step, about, reason, fate
-    verdicts  a row a clip and subset: `pattern` has a letter a rule of the list, p for pass, f for fail, u for unmeasured,
-              whatever the other rules say; without clips in error and without copies of other sources
-    scores    a row a score of a clip that is not in error: clip_id, kind, score, value; null where it is unmeasured
+decided   a row a clip and subset: subset, clip_id, source_id, kind, duration_s, kept, reason, cluster, split, bucket, shard;
+          reasons are grouped (the one clip that a near-duplicate resembles is left out)
+steps     a row a step of a subset's list and a reason that it gives: subset, kind, place, step, about, reason, fate
+verdicts  a row a clip and subset: `pattern` has a letter a rule of the list, p for pass, f for fail, u for unmeasured,
+          whatever the other rules say; without clips in error and without copies of other sources
+scores    a row a score of a clip that is not in error: clip_id, kind, score, value; null where it is unmeasured
 """
 
 import re
@@ -100,7 +100,9 @@ def _steps(lists: Sequence[SubsetConfig]) -> str:
             after += [(reason, label, 1000 + place) for place, (reason, label) in enumerate(AFTER.items())]
             rows += [(subset.name, kind, place, label, "after the rules", r, "dropped") for r, label, place in after]
     none = ("", "", 0, "", "", "", "")
-    values = ", ".join("(" + ", ".join(str(v) if isinstance(v, int) else literal(v) for v in row) + ")" for row in rows or [none])
+    values = ", ".join(
+        "(" + ", ".join(str(v) if isinstance(v, int) else literal(v) for v in row) + ")" for row in rows or [none]
+    )
     columns = "subset, kind, place, step, about, reason, fate"
     return f"SELECT {columns} FROM (VALUES {values}) AS given ({columns}){'' if rows else ' WHERE 1 = 0'}"
 
@@ -114,7 +116,7 @@ def _verdicts(subset: SubsetConfig) -> str:
     names = "".join(f", {name}" for _, name in of_source)
     return f"""
         SELECT {literal(subset.name)} AS subset, clip_id, kind, duration_s,
-               CASE WHEN kind = 'image' THEN {_joined(image)} ELSE {_joined(video)} END AS pattern
+               CASE WHEN kind = 'image' THEN {joined(image)} ELSE {joined(video)} END AS pattern
         FROM (SELECT * FROM clips WHERE status <> 'error') AS measured
         JOIN (SELECT source_id AS judged_id{judged} FROM sources WHERE exact_copy_of IS NULL) AS judged
             ON judged_id = source_id"""
@@ -127,7 +129,8 @@ def verdict_sql(rule: Rule) -> str:
     return f"CASE {unknown}WHEN coalesce({rule.sql}, FALSE) THEN 'p' ELSE 'f' END"
 
 
-def _joined(letters: Sequence[str]) -> str:
+def joined(letters: Sequence[str]) -> str:
+    """SQL of a pattern."""
     return f"concat({', '.join(letters)})" if letters else "''"
 
 

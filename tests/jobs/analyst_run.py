@@ -21,15 +21,14 @@ LISTS: list[Row] = [
     {
         "name": "plain",
         "source_rules": ["duration_s >= 4", "video_codec in ('h264', 'vp9')", "hdr = false"],
-        "clip_rules": ["border_frac < 0.2", "0.5 < motion_mv < 7", "text_score < 0.8"],
-        "image_rules": ["min(width, height) >= 256", "border_frac < 0.2"],
+        "clip_rules": ["border_frac < 0.9", "0.5 < motion_mv < 7", "text_score < 0.9"],
+        "image_rules": ["min(width, height) >= 256", "border_frac < 0.9"],
         "validation_share": 0.2,
     },
     {
         "name": "mixed",
-        "bucket_class": 768,
         "source_rules": ["min(width, height) >= 480"],
-        "clip_rules": ["motion_vmaf / (motion_mv + 1) > 0.3", "aesthetic is null or aesthetic > 4"],
+        "clip_rules": ["motion_vmaf / (motion_mv + 1) > 0.1", "aesthetic is null or aesthetic > 3"],
         "resample": {"share": 0.7},
         "people": {"share": 0.4},
         "landscape_share": 0.6,
@@ -49,7 +48,7 @@ def make_run(run: Path, sources: int = 160, units: int | None = None, seed: int 
     draw = random.Random(seed)
     run_folder.write(str(run), {"input": "/data", **config().model_dump(mode="json")}, config().decides())
     everything: list[Row] = []
-    for first in list(range(0, sources, UNIT_SIZE)):
+    for first in range(0, sources, UNIT_SIZE):
         unit = f"unit-{first // UNIT_SIZE:06d}"
         rows = [_source(draw, unit, n) for n in range(first, min(sources, first + UNIT_SIZE))]
         clips = [clip for row in rows if row["status"] == "ok" for clip in _clips(draw, row)]
@@ -109,10 +108,14 @@ def _clips(draw: random.Random, source: Row) -> list[Row]:
         if draw.random() < 0.05:
             rows.append(row | {"status": "error", "error_code": "scorer_failed", "error_message": "drawn"})
             continue
-        scores = {name: draw.random() if draw.random() < 0.85 else None for name in CLIP_SCORES}
+        scores = {name: draw.random() if draw.random() < 0.95 else None for name in CLIP_SCORES}
         scores |= {"motion_mv": draw.lognormvariate(0.5, 1), "border_top_px": 0.0, "border_bottom_px": 0.0}
         scores |= {"border_left_px": 0.0, "border_right_px": 0.0, "aesthetic": draw.choice((None, draw.uniform(2, 7)))}
-        scores |= {"face_count_max": float(draw.randrange(3)), "people_score": None, "quality_sharpness": draw.choice((0.1, 0.2))}
+        scores |= {
+            "face_count_max": float(draw.randrange(3)),
+            "people_score": None,
+            "quality_sharpness": draw.choice((0.1, 0.2)),
+        }
         rows.append(row | scores)
     return rows
 

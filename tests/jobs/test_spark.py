@@ -9,13 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.errors import ConfigError
+from curation.rules import SubsetConfig
 from jobs import select_spark, selecting, spark_tables, stats_spark
 from jobs.inspect import connect, rows, subsets
 from jobs.stats import prepare, shipped
 from tests.jobs import analyst_run
 from tests.jobs.run_samples import make_run
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:pyspark", "ignore::ResourceWarning", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning:pyspark", "ignore::ResourceWarning", "ignore::DeprecationWarning"
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,9 @@ def test_both_engines_give_the_same_statistics(spark: Any, drawn: Path) -> None:
                 assert all(close(ours[column], theirs[column]) for column in ours), (name, ours, theirs)
 
 
-def test_the_job_writes_what_it_can_and_says_what_it_cannot(spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_writes_what_it_can_and_says_what_it_cannot(
+    spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_run(tmp_path / "run")
     given = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--name", "captions", "--name", "buckets"]
     stats_spark.main(given)
@@ -65,28 +70,24 @@ def test_the_job_writes_what_it_can_and_says_what_it_cannot(spark: Any, tmp_path
     assert [row["planned"] for row in spark.read.parquet(f"{tmp_path}/out/buckets").orderBy("bucket").collect()] == [1, 1]
 
 
-def test_spark_selects_the_same_rows(spark: Any, drawn: Path, tmp_path: Path) -> None:
-    first, whole = analyst_run.make_run(tmp_path / "there", units=2), [s.name for s in analyst_run.config().subsets]
-    select_with(spark, first)
-    here = analyst_run.make_run(tmp_path / "here", units=2)
-    analyst_run.select(here)
-    for name in whole:
-        assert selection(first, name) == selection(here, name) and len(selection(here, name)) > 100
-    reasons = {row["reason"].partition(":")[0] for name in whole for row in selection(here, name)}
-    assert reasons >= {"kept", "error", "rule", "unmeasured", "unselected", "duplicate", "resampled_out"}
-    for run in (first, here):  # the other units come later, and find what was kept before
+def test_spark_selects_the_same_rows(spark: Any, tmp_path: Path) -> None:
+    there, here = (analyst_run.make_run(tmp_path / name, units=2) for name in ("there", "here"))
+    lists = {subset.name: subset for subset in analyst_run.config().subsets}
+    for name in ("plain", "mixed", "all"):
+        assert select(there, lists[name], spark) == select(here, lists[name])
+    reasons = {row["reason"].partition(":")[0] for name in lists for row in selection(here, name)}
+    assert reasons == {"kept", "error", "rule", "unmeasured", "unselected", "duplicate", "resampled_out"}
+    for run in (there, here):  # the other units come later, and find what was kept before
         analyst_run.make_run(run)
-    select_with(spark, first)
-    analyst_run.select(here)
-    for name in whole:
-        assert selection(first, name) == selection(here, name)
-        assert [f.read_bytes() for f in files(first, name)] == [f.read_bytes() for f in files(here, name)]
-    assert not list((first / "_select_spark").glob("*"))
+    assert select(there, lists["mixed"], spark) == select(here, lists["mixed"])
+    for name in lists:
+        assert selection(there, name) == selection(here, name)
+        assert [file.read_bytes() for file in files(there, name)] == [file.read_bytes() for file in files(here, name)]
+    assert not list((there / "_select_spark").glob("*"))
 
 
-def select_with(spark: Any, run: Path) -> None:
-    for subset in analyst_run.config().subsets:
-        selecting.select(str(run), analyst_run.config(), subset, select_spark.on(spark))
+def select(run: Path, subset: SubsetConfig, spark: Any = None) -> str:
+    return selecting.select(str(run), analyst_run.config(), subset, select_spark.on(spark) if spark else None)
 
 
 def files(run: Path, subset: str) -> list[Path]:

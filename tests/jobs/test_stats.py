@@ -74,7 +74,9 @@ def test_the_yield_and_the_joint_survival_of_a_known_run(small: str) -> None:
     text = found["text_score < 0.6"]
     assert (text["passes"], text["fails"], text["unknown"], text["reached"]) == (3, 0, 1, 2)
     assert (text["stopped_here"], text["stopped_only_here"]) == (1, 1) and text["hours_only_here"] == pytest.approx(12 / 3600)
-    pair = next(row for row in by_duckdb(small, "joint") if row["rule_a"].startswith("border") and row["rule_b"].startswith("0.5"))
+    pair = next(
+        row for row in by_duckdb(small, "joint") if row["rule_a"].startswith("border") and row["rule_b"].startswith("0.5")
+    )
     assert (pair["clips"], pair["pass_a"], pair["pass_b"], pair["pass_both"]) == (4, 3, 3, 2)
     assert pair["lift"] == pytest.approx(2 * 4 / (3 * 3))
 

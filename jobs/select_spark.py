@@ -19,7 +19,7 @@ from bucketing import plan
 from curation import lock, run_folder, storage
 from curation.errors import ConfigError, ReelsetError
 from curation.rules import SubsetConfig
-from curation.select import BATCH, decide
+from curation.select import decide
 from curation.tables import SELECTION
 from jobs import pipeline, selecting, spark_tables
 from jobs.config import Config
@@ -104,16 +104,11 @@ def _shards(spark: "SparkSession") -> pa.Table:
 
 
 def _batches(place: str) -> Iterator[pa.RecordBatch]:
-    """The rows of Spark's part files, in their order, in the batches of one machine; little more than one is held."""
-    held = SELECTION.empty_table()
+    """The rows of Spark's part files, in their order."""
     for name in storage.names(place, ".parquet"):
         with storage.open_read(storage.join(place, name)) as file, pq.ParquetFile(file) as part:
             for batch in part.iter_batches():
-                held = pa.concat_tables([held, pa.Table.from_batches([batch]).cast(SELECTION)])
-                while held.num_rows >= BATCH:
-                    yield held.slice(0, BATCH).combine_chunks().to_batches()[0]
-                    held = held.slice(BATCH)
-    yield from held.combine_chunks().to_batches()
+                yield from pa.Table.from_batches([batch]).cast(SELECTION).to_batches()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

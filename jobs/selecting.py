@@ -59,7 +59,7 @@ def settings(
 
 Decide: TypeAlias = Callable[[str, Config, SubsetConfig, Sequence[str], str], Iterable[pa.RecordBatch]]
 """From a run folder, a config, a list, units and the place of the selections so far to the rows of these units, sorted by
-clip_id, in batches of `rules_select.BATCH` rows."""
+clip_id."""
 
 
 def select(folder: str, config: Config, subset: SubsetConfig, decide: Decide | None = None) -> str:
@@ -94,13 +94,28 @@ def _write(url: str, batches: Iterable[pa.RecordBatch], made_by: str, units: Seq
     schema = SELECTION.with_metadata({MADE_BY: made_by.encode(), **of_units(units)})
     written = kept = alone = 0
     with storage.committed(url) as out, pq.ParquetWriter(out, schema, compression="zstd", store_schema=True) as writer:
-        for batch in batches:
-            writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata), rules_select.BATCH)
-            chosen = batch["cluster"].filter(batch["kept"])
-            written, kept, alone = written + batch.num_rows, kept + len(chosen), alone + chosen.null_count
+        for rows in _row_groups(batches):
+            writer.write_table(rows.replace_schema_metadata(schema.metadata), rules_select.BATCH)
+            chosen = rows["cluster"].filter(rows["kept"])
+            written, kept, alone = written + rows.num_rows, kept + len(chosen), alone + chosen.null_count
         if not written:
             writer.write_table(schema.empty_table())
     return written, kept, alone
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The same rows in tables of `rules_select.BATCH`, whatever they came in: a file's bytes depend on its rows alone."""
+    held: list[pa.RecordBatch] = []
+    room = rules_select.BATCH
+    for batch in batches:
+        while batch.num_rows:
+            held.append(batch.slice(0, room))
+            batch, room = batch.slice(room), room - held[-1].num_rows
+            if not room:
+                yield pa.Table.from_batches(held)
+                held, room = [], rules_select.BATCH
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], place: str) -> list[pa.RecordBatch]:
@@ -114,7 +129,7 @@ def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[s
         chosen = rules_select.select(sources, clips, subset, config.seed, previous, fits, same, concepts(folder))
     kept = chosen.select(["clip_id", "kept", "split", "bucket", "shard", "position"]).filter(chosen["kept"])
     placed = plan.assign(kept, config.seed, config.shards, plan.next_shards(previous))
-    return _join(chosen, placed).to_batches(rules_select.BATCH)
+    return _join(chosen, placed).to_batches()
 
 
 def _join(chosen: pa.Table, placed: pa.Table) -> pa.Table:

@@ -45,7 +45,7 @@ def parsed(text: str) -> dict[str, Rule]:
         except ConfigError as fault:
             faults.append(fault)
     if not found:
-        raise next((fault for fault in faults if "did you mean" in str(fault)), faults[0])
+        raise ConfigError("\nor, over sources: ".join(dict.fromkeys(str(fault) for fault in faults)))
     return found
 
 

@@ -245,6 +245,22 @@ def what_if(
 
 
 @app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="The run before.")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="The run after.")],
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures too.")] = None,
+) -> None:
+    """Two runs of one corpus: settings, verdicts that changed and why, scores that drifted."""
+    from jobs import diff as job
+
+    found = job.compare(_place(first), _place(second))
+    _print(lambda: job.listed(found))
+    if page is not None:
+        job.page(first, second, found, page)
+        typer.echo(page)
+
+
+@app.command()
 def search(
     run: Run,
     text: Annotated[str | None, typer.Argument(help="What is looked for, in words (needs an open_clip embedding).")] = None,

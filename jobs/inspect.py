@@ -45,33 +45,40 @@ def connect(run: str, names: Sequence[str] = VIEWS) -> "duckdb.DuckDBPyConnectio
     `selection` and `produced` have a column `subset`; `shards` has the shards' own indexes with `subset`, `split`,
     `bucket` and `shard` (`<split>/<bucket>/shard-000000`). Raises ConfigError where `run` is no run folder.
     """
-    run_folder.read(run)
     connection = storage.database()
     connection.execute("LOAD parquet")
     connection.execute("SET parquet_metadata_cache = true")
-    if storage.is_remote(run):
-        import fsspec
-
-        connection.register_filesystem(fsspec.filesystem(run.split("://", 1)[0]))
     connection.execute("CREATE SCHEMA declared")
-    for name in names:
-        _view(connection, run, name)
+    add(connection, run, names)
     return connection
 
 
-def _view(connection: "duckdb.DuckDBPyConnection", run: str, name: str) -> None:
+def add(connection: "duckdb.DuckDBPyConnection", run: str, names: Sequence[str], schema: str = "main") -> None:
+    """Make views of another run's tables in a schema of a connection."""
+    run_folder.read(run)
+    protocol = run.split("://", 1)[0]
+    if storage.is_remote(run) and not connection.filesystem_is_registered(protocol):
+        import fsspec
+
+        connection.register_filesystem(fsspec.filesystem(protocol))
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    for name in names:
+        _view(connection, run, name, schema)
+
+
+def _view(connection: "duckdb.DuckDBPyConnection", run: str, name: str, place: str) -> None:
     folders = FOLDERS.get(name, ())
     schema = TABLES.get(name)
     if schema is not None:
         whole = pa.schema([*schema, *(pa.field(f, pa.string()) for f in folders)])
         connection.register("given", whole.empty_table())
-        connection.execute(f"CREATE TABLE declared.{name} AS FROM given")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS declared.{name} AS FROM given")
         connection.unregister("given")
     pattern = "/".join([_no_glob(_root(run)), name, *("*" for _ in folders), "*.parquet"])
     declared = f"SELECT * FROM declared.{name}"
     if not connection.execute("SELECT 1 FROM glob(?) LIMIT 1", [pattern]).fetchone():
         if schema is not None:
-            connection.execute(f"CREATE VIEW {name} AS {declared}")
+            connection.execute(f"CREATE VIEW {place}.{name} AS {declared}")
         return
     between = "/".join([name, *("([^/]+)" for _ in folders), "[^/]+[.]parquet$"])
     parts = [f"regexp_extract(filename, {_text(between)}, {i}) AS {f}" for i, f in enumerate(folders, 1)]
@@ -79,7 +86,7 @@ def _view(connection: "duckdb.DuckDBPyConnection", run: str, name: str) -> None:
         parts.append(f"regexp_extract(filename, {_text('shards/[^/]+/(.*)[.]parquet$')}, 1) AS shard")
     files = f"read_parquet({_text(pattern)}, union_by_name=true, filename=true)"
     found = f"SELECT {', '.join(['* EXCLUDE (filename)', *parts])} FROM {files}"
-    connection.execute(f"CREATE VIEW {name} AS {f'{declared} UNION ALL BY NAME ' if schema else ''}{found}")
+    connection.execute(f"CREATE VIEW {place}.{name} AS {f'{declared} UNION ALL BY NAME ' if schema else ''}{found}")
 
 
 def _root(run: str) -> str:

@@ -76,19 +76,18 @@ def on(spark: "SparkSession") -> selecting.Decide:
 def _relations(spark: "SparkSession", folder: str, units: Sequence[str], subset: SubsetConfig, place: str) -> None:
     """The views that `decide` asks for."""
 
-    def files(table: str) -> list[str]:
-        return [spark_tables.url(storage.join(folder, table, f"{unit}.parquet")) for unit in units]
-
-    for table in ("sources", "clips"):
-        spark_tables.read(spark, *files(table), name=table).createOrReplaceTempView(table)
     for name, where, table in (
+        ("all_sources", storage.join(folder, "sources"), "sources"),
+        ("all_clips", storage.join(folder, "clips"), "clips"),
         ("previous", place, "selection"),
         ("same", storage.join(folder, "duplicates"), "duplicates"),
         ("concepts", storage.join(folder, "concepts"), "concepts"),
     ):
-        found = [spark_tables.url(storage.join(where, file)) for file in storage.names(where, ".parquet")]
-        frame = spark_tables.read(spark, *found, name=table) if found else spark_tables.empty(spark, table)
-        frame.createOrReplaceTempView(name)
+        found = storage.names(where, ".parquet")
+        (spark_tables.read(spark, where, table) if found else spark_tables.empty(spark, table)).createOrReplaceTempView(name)
+    spark.createDataFrame(pa.table({"unit": pa.array(units, pa.string())})).createOrReplaceTempView("units")
+    spark.sql("SELECT * FROM all_sources SEMI JOIN units USING (unit)").createOrReplaceTempView("sources")
+    spark.sql("SELECT * FROM all_clips SEMI JOIN sources USING (source_id)").createOrReplaceTempView("clips")
 
     def fits(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return (selecting.fit(batch, subset.bucket_class) for batch in batches)

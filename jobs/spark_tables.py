@@ -44,7 +44,7 @@ def views(spark: "SparkSession", run: str, names: Iterable[str] = tuple(SCHEMAS)
     made = []
     for name in names:
         if _has_files(run, name):
-            frame = read(spark, storage.join(url(run), name, *("*" for _ in FOLDERS.get(name, ())), "*.parquet"), name=name)
+            frame = read(spark, storage.join(run, name), name)
         elif name in TABLES:
             frame = empty(spark, name)
         else:
@@ -54,15 +54,19 @@ def views(spark: "SparkSession", run: str, names: Iterable[str] = tuple(SCHEMAS)
     return made
 
 
-def read(spark: "SparkSession", *places: str, name: str) -> "DataFrame":
-    """Parquet files of the run's table `name`; the folders between the name and a file become columns."""
+def read(spark: "SparkSession", place: str, name: str) -> "DataFrame":
+    """All files of a folder that holds the run's table `name`; the folders between that name and a file become columns.
+
+    A folder is listed at once, where a list of files is looked at one by one.
+    """
     from pyspark.sql import functions
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    frame = spark.read.schema(from_arrow_schema(SCHEMAS[name])).parquet(*places)
+    reader = spark.read.schema(from_arrow_schema(SCHEMAS[name])).option("pathGlobFilter", "*.parquet")
+    frame = reader.option("recursiveFileLookup", "true").parquet(url(place))
     between = f"{name}/{'([^/]+)/' * len(FOLDERS.get(name, ()))}[^/]+[.]parquet$"
-    for place, folder in enumerate(FOLDERS.get(name, ()), 1):
-        frame = frame.withColumn(folder, functions.regexp_extract("_metadata.file_path", between, place))
+    for group, folder in enumerate(FOLDERS.get(name, ()), 1):
+        frame = frame.withColumn(folder, functions.regexp_extract("_metadata.file_path", between, group))
     return frame
 
 
@@ -80,11 +84,11 @@ def _has_files(run: str, name: str) -> bool:
     return any(storage.names(folder, ".parquet") for folder in folders)
 
 
-def url(run: str) -> str:
-    """A run folder as Hadoop reads it: a local path has no globs of its own in it."""
-    if storage.is_remote(run):
-        return run.rstrip("/")
-    path = str(storage.local_path(run).absolute())
+def url(place: str) -> str:
+    """A folder as Hadoop reads it: a local path has no globs of its own in it."""
+    if storage.is_remote(place):
+        return place.rstrip("/")
+    path = str(storage.local_path(place).absolute())
     if re.search(r"[*?\[\]{}\\]", path):
         raise ConfigError(f"Spark would take signs in {path!r} for a pattern: rename the folder")
     return path

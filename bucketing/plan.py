@@ -34,7 +34,8 @@ def assign_sql(seed: int, config: ShardConfig, columns: Sequence[str]) -> str:
                 PARTITION BY split, bucket ORDER BY md5(concat('{seed:d}/order/', clip_id)), clip_id) - 1 AS place
             FROM selection WHERE kept)
         SELECT {others},
-               r.grp || printf('/shard-%06d', coalesce(t.start, 0) + CAST(floor(r.place / {config.samples:d}) AS BIGINT)) AS shard,
+               r.grp || printf('/shard-%06d', coalesce(t.start, 0)
+                                              + CAST(floor(r.place / {config.samples:d}) AS BIGINT)) AS shard,
                r.place % {config.samples:d} AS position
         FROM selection s LEFT JOIN ranked r ON r.clip_id = s.clip_id LEFT JOIN taken t ON t.grp = r.grp ORDER BY s.clip_id"""
 

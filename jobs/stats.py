@@ -63,7 +63,8 @@ def relations(lists: Sequence[SubsetConfig]) -> dict[str, str]:
     scores = ", ".join(SCORES)
     return {
         "decided": f"""
-            SELECT s.subset, s.clip_id, c.source_id, c.kind, c.duration_s, s.kept, s.reason, s.cluster, s.split, s.bucket, s.shard
+            SELECT s.subset, s.clip_id, c.source_id, c.kind, c.duration_s, s.kept, s.reason, s.cluster, s.split, s.bucket,
+                   s.shard
             FROM (SELECT subset, clip_id, kept, {GROUP} AS reason, cluster, split, bucket, shard FROM selection) s
             JOIN clips c ON c.clip_id = s.clip_id""",
         "steps": _steps(lists),
@@ -113,7 +114,6 @@ def _verdicts(subset: SubsetConfig) -> str:
     judged = "".join(f", {verdict_sql(rule)} AS {name}" for rule, name in of_source)
     video = [*(f"coalesce({name}, 'u')" for _, name in of_source), *(verdict_sql(clip_rule(t)) for t in subset.clip_rules)]
     image = [verdict_sql(clip_rule(text)) for text in subset.image_rules]
-    names = "".join(f", {name}" for _, name in of_source)
     return f"""
         SELECT {literal(subset.name)} AS subset, clip_id, kind, duration_s,
                CASE WHEN kind = 'image' THEN {joined(image)} ELSE {joined(video)} END AS pattern

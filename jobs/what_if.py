@@ -134,7 +134,8 @@ def _measure(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig, base
     connection.execute(
         f"""CREATE TEMP TABLE judged AS
             SELECT source_id AS judged_id, status AS source_status, kind AS source_kind, duration_s AS source_seconds,
-                   exact_copy_of, {_source_letters(subset)} AS source_letters, {_source_letters(base)} AS source_before{of_source}
+                   exact_copy_of, {_source_letters(subset)} AS source_letters,
+                   {_source_letters(base)} AS source_before{of_source}
             FROM sources"""
     )
     connection.execute(

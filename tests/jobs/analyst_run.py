@@ -114,6 +114,7 @@ def _clips(draw: random.Random, source: Row) -> list[Row]:
         scores |= {
             "face_count_max": float(draw.randrange(3)),
             "people_score": None,
+            "camera": draw.choice(("static", "pan", None)),
             "quality_sharpness": draw.choice((0.1, 0.2)),
         }
         rows.append(row | scores)

@@ -101,3 +101,10 @@ def selection(run: Path, subset: str) -> list[dict[str, Any]]:
 def test_an_unknown_list_is_refused(drawn: Path) -> None:
     with pytest.raises(ConfigError, match="no list 'plane'; it has plain, mixed, all"):
         select_spark.main(["--run", str(drawn), "--subset", "plane"])
+
+
+def test_spark_opens_the_tables_as_they_are(spark: Any, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    for table in ("sources", "clips", "series", "frames", "selection/small"):
+        there = [row.asDict(recursive=True) for row in spark.read.parquet(f"{tmp_path}/{table}").collect()]
+        assert there == pq.read_table(tmp_path / table).to_pylist()

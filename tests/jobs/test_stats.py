@@ -51,7 +51,7 @@ def test_what_cannot_be_said_stops_nothing_else(small: str) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="no statistic is named 'funel'; there are buckets, .* funnel, .*, and all"):
+    with pytest.raises(ConfigError, match=r"no statistic is named 'funel'; there are buckets, .* funnel, .*, and all"):
         stats.chosen(["funnel", "funel"])
 
 

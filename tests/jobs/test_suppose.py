@@ -36,7 +36,7 @@ def test_a_rule_over_other_columns_is_added_where_it_can_be() -> None:
 def test_what_will_not_do_is_said() -> None:
     with pytest.raises(ConfigError, match="unknown column motion_mw; did you mean motion_mv"):
         parsed("motion_mw > 1")
-    with pytest.raises(ConfigError, match="over sources: .* unknown column video_codex; did you mean video_codec"):
+    with pytest.raises(ConfigError, match=r"over sources: .* unknown column video_codex; did you mean video_codec"):
         parsed("video_codex = 'h264'")
     with pytest.raises(ConfigError, match="'Not a name'"):
         changed(BASE, [], "Not a name")

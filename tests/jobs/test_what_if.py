@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from curation.errors import ConfigError
 from jobs import inspect
+from jobs.cli import app
 from jobs.report import write_report
 from jobs.status import status
-from jobs.cli import app
 from jobs.what_if import compared, supposed, what_if
 from tests.jobs import analyst_run
 from tests.jobs.run_samples import SUBSET, make_run

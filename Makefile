@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Pinned, and installed first: a wider range may pull several GB of CUDA packages where none are needed.
 TORCH ?= torch==2.13.0 torchvision==0.28.0
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow hostile faults vllm-cpu test-vllm lint bench clean
+.PHONY: help setup java demo test test-slow hostile faults vllm-cpu test-vllm lint bench clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,7 +23,13 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+# Spark is Java: 17 or newer.
+java:
+	@command -v java >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq default-jre-headless; } || \
+	  { echo "install Java 17 or newer first (Debian: default-jre-headless)"; exit 1; }
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python java
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,shots,aesthetic,s3,caption,train,text,analytics,review]'
 	@touch $@

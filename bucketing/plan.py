@@ -1,5 +1,7 @@
 """The plan: which kept clip goes to which shard, in which order. A pure function of the selection and the seed."""
 
+from collections.abc import Mapping, Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -24,7 +26,26 @@ def next_shards(previous: pa.Table) -> dict[str, int]:
     return taken
 
 
-def assign(selection: pa.Table, seed: int, config: ShardConfig, first: dict[str, int]) -> pa.Table:
+def assign_sql(seed: int, config: ShardConfig, columns: Sequence[str]) -> str:
+    """The query of `assign`, valid in DuckDB and in Spark, over `selection` and `taken` (columns `grp` and `start`)."""
+    others = ", ".join(f"s.{name}" for name in columns if name not in ("shard", "position"))
+    return f"""
+        WITH ranked AS (SELECT clip_id, split || '/' || bucket AS grp, row_number() OVER (
+                PARTITION BY split, bucket ORDER BY md5(concat('{seed:d}/order/', clip_id)), clip_id) - 1 AS place
+            FROM selection WHERE kept)
+        SELECT {others},
+               r.grp || printf('/shard-%06d', coalesce(t.start, 0)
+                                              + CAST(floor(r.place / {config.samples:d}) AS BIGINT)) AS shard,
+               r.place % {config.samples:d} AS position
+        FROM selection s LEFT JOIN ranked r ON r.clip_id = s.clip_id LEFT JOIN taken t ON t.grp = r.grp ORDER BY s.clip_id"""
+
+
+def taken(first: Mapping[str, int]) -> pa.Table:
+    """What `next_shards` says, as a table for `assign_sql`."""
+    return pa.table({"grp": pa.array(list(first), pa.string()), "start": pa.array(list(first.values()), pa.int64())})
+
+
+def assign(selection: pa.Table, seed: int, config: ShardConfig, first: Mapping[str, int]) -> pa.Table:
     """Fill `shard` (`<split>/<bucket>/shard-000000`) and `position` of the kept rows, sorted by clip_id.
 
     Within a split and bucket clips are ordered by a 128-bit hash of seed and clip id, so that a shard mixes sources, and
@@ -32,17 +53,8 @@ def assign(selection: pa.Table, seed: int, config: ShardConfig, first: dict[str,
     """
     import duckdb
 
-    others = ", ".join(f's."{name}"' for name in selection.schema.names if name not in ("shard", "position"))
-    taken = pa.table({"grp": pa.array(list(first), pa.string()), "first": pa.array(list(first.values()), pa.int64())})
-    query = f"""
-        WITH ranked AS (SELECT clip_id, split || '/' || bucket AS grp, row_number() OVER (
-                PARTITION BY split, bucket ORDER BY md5(concat('{seed:d}/order/', clip_id)), clip_id) - 1 AS place
-            FROM selection WHERE kept)
-        SELECT {others}, r.grp || printf('/shard-%06d', coalesce(t.first, 0) + r.place // {config.samples:d}) AS shard,
-               r.place % {config.samples:d} AS position
-        FROM selection s LEFT JOIN ranked r USING (clip_id) LEFT JOIN taken t USING (grp) ORDER BY s.clip_id"""
     with duckdb.connect(config={"threads": 1}) as connection:
         connection.register("selection", selection)
-        connection.register("taken", taken)
-        assigned = connection.sql(query).to_arrow_table()
+        connection.register("taken", taken(first))
+        assigned = connection.sql(assign_sql(seed, config, selection.schema.names)).to_arrow_table()
     return assigned.select(selection.schema.names).cast(selection.schema)

@@ -203,16 +203,61 @@ def sql(
     _print(lambda: inspect.sql(_place(run), query, csv=csv))
 
 
+@app.command()
+def stats(
+    run: Run,
+    name: Annotated[list[str] | None, typer.Option("--name", help="One of the list, or all; may be repeated.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """The shipped statistics, by name; without one, what there is."""
+    from jobs import stats as job
+
+    _print(lambda: job.stats(_place(run), name or [], csv))
+
+
 @app.command("what-if")
 def what_if(
     run: Run,
-    rules: Annotated[list[str], typer.Option("--rules", help="A shipped list's name or a YAML file of rules.")],
+    rules: Annotated[list[str] | None, typer.Option("--rules", help="A shipped list's name or a YAML file of rules.")] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", help="A rule instead of the list's own over the same columns, or one more; may be repeated."),
+    ] = None,
+    subset: Annotated[str | None, typer.Option(help="The run's list that --rule changes; its only one without.")] = None,
+    write: Annotated[str | None, typer.Option(metavar="NAME", help="Select so, under this name; `shard` writes it.")] = None,
 ) -> None:
     """What other thresholds would keep, drop, or cannot know; decodes nothing."""
+    from jobs import pipeline
     from jobs import what_if as job
 
-    for name in rules:
-        _print(lambda name=name: job.what_if(_place(run), name))  # type: ignore[misc]
+    if not rules and not rule:
+        raise ConfigError("what-if takes --rule 'column > number', or --rules with a list's name or file")
+    if write is not None and not rule:
+        raise ConfigError("--write NAME writes what --rule makes; a whole list is selected by: reelset select RUN --rules LIST")
+    place = _place(run)
+    for name in rules or ():
+        _print(lambda name=name: job.what_if(place, name))  # type: ignore[misc]
+    if rule:
+        new, base = job.supposed(place, rule, subset, write)
+        _print(lambda: job.compared(place, new, base, rule))
+    if write is not None:
+        raise typer.Exit(pipeline.again(place, None, (), [*job.lists(place), new.model_dump(mode="json")], ("select",)))
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="The run before.")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="The run after.")],
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures too.")] = None,
+) -> None:
+    """Two runs of one corpus: settings, verdicts that changed and why, scores that drifted."""
+    from jobs import diff as job
+
+    found = job.compare(_place(first), _place(second))
+    _print(lambda: job.listed(found))
+    if page is not None:
+        job.page(first, second, found, page)
+        typer.echo(page)
 
 
 @app.command()

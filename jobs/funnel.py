@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from curation.rules import SubsetConfig, clip_rule, source_rule
 
-GROUP = """CASE WHEN starts_with(reason, 'duplicate:') THEN 'duplicate'
-     WHEN starts_with(reason, 'rule:exact_copy_of') OR starts_with(reason, 'exact_copy:') THEN 'exact_copy'
+GROUP = """CASE WHEN reason LIKE 'duplicate:%' THEN 'duplicate'
+     WHEN reason LIKE 'rule:exact_copy_of %' OR reason LIKE 'exact_copy:%' THEN 'exact_copy'
      ELSE reason END"""
-"""SQL that takes from a `reason` the id of the one clip or source it names, so that reasons can be counted."""
+"""SQL, valid in DuckDB and in Spark, that takes from a `reason` the id of the one clip or source it names: so reasons can be
+counted."""
 
 AFTER = {
     "unselected:too_small": "no shape bucket: too small",

@@ -3,7 +3,7 @@
 import csv as csv_format
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -45,33 +45,40 @@ def connect(run: str, names: Sequence[str] = VIEWS) -> "duckdb.DuckDBPyConnectio
     `selection` and `produced` have a column `subset`; `shards` has the shards' own indexes with `subset`, `split`,
     `bucket` and `shard` (`<split>/<bucket>/shard-000000`). Raises ConfigError where `run` is no run folder.
     """
-    run_folder.read(run)
     connection = storage.database()
     connection.execute("LOAD parquet")
     connection.execute("SET parquet_metadata_cache = true")
-    if storage.is_remote(run):
-        import fsspec
-
-        connection.register_filesystem(fsspec.filesystem(run.split("://", 1)[0]))
     connection.execute("CREATE SCHEMA declared")
-    for name in names:
-        _view(connection, run, name)
+    add(connection, run, names)
     return connection
 
 
-def _view(connection: "duckdb.DuckDBPyConnection", run: str, name: str) -> None:
+def add(connection: "duckdb.DuckDBPyConnection", run: str, names: Sequence[str], schema: str = "main") -> None:
+    """Make views of another run's tables in a schema of a connection."""
+    run_folder.read(run)
+    protocol = run.split("://", 1)[0]
+    if storage.is_remote(run) and not connection.filesystem_is_registered(protocol):
+        import fsspec
+
+        connection.register_filesystem(fsspec.filesystem(protocol))
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    for name in names:
+        _view(connection, run, name, schema)
+
+
+def _view(connection: "duckdb.DuckDBPyConnection", run: str, name: str, place: str) -> None:
     folders = FOLDERS.get(name, ())
     schema = TABLES.get(name)
     if schema is not None:
         whole = pa.schema([*schema, *(pa.field(f, pa.string()) for f in folders)])
         connection.register("given", whole.empty_table())
-        connection.execute(f"CREATE TABLE declared.{name} AS FROM given")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS declared.{name} AS FROM given")
         connection.unregister("given")
     pattern = "/".join([_no_glob(_root(run)), name, *("*" for _ in folders), "*.parquet"])
     declared = f"SELECT * FROM declared.{name}"
     if not connection.execute("SELECT 1 FROM glob(?) LIMIT 1", [pattern]).fetchone():
         if schema is not None:
-            connection.execute(f"CREATE VIEW {name} AS {declared}")
+            connection.execute(f"CREATE VIEW {place}.{name} AS {declared}")
         return
     between = "/".join([name, *("([^/]+)" for _ in folders), "[^/]+[.]parquet$"])
     parts = [f"regexp_extract(filename, {_text(between)}, {i}) AS {f}" for i, f in enumerate(folders, 1)]
@@ -79,7 +86,7 @@ def _view(connection: "duckdb.DuckDBPyConnection", run: str, name: str) -> None:
         parts.append(f"regexp_extract(filename, {_text('shards/[^/]+/(.*)[.]parquet$')}, 1) AS shard")
     files = f"read_parquet({_text(pattern)}, union_by_name=true, filename=true)"
     found = f"SELECT {', '.join(['* EXCLUDE (filename)', *parts])} FROM {files}"
-    connection.execute(f"CREATE VIEW {name} AS {f'{declared} UNION ALL BY NAME ' if schema else ''}{found}")
+    connection.execute(f"CREATE VIEW {place}.{name} AS {f'{declared} UNION ALL BY NAME ' if schema else ''}{found}")
 
 
 def _root(run: str) -> str:
@@ -108,6 +115,11 @@ def rows(connection: "duckdb.DuckDBPyConnection", query: str, values: Sequence[A
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
+def view_names(connection: "duckdb.DuckDBPyConnection") -> set[str]:
+    """The tables that a connection has views of."""
+    return {row["name"] for row in rows(connection, "SHOW TABLES")}
+
+
 def sql(run: str, query: str, csv: bool = False) -> "RenderableType":
     """The answer to one SELECT over the run's views, as a table (the first 1000 rows) or as CSV (all of them).
 
@@ -122,7 +134,7 @@ def sql(run: str, query: str, csv: bool = False) -> "RenderableType":
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise ConfigError("sql takes one SELECT (or WITH, FROM, DESCRIBE, SUMMARIZE, SHOW TABLES); it changes nothing")
             found = connection.execute(statements[0])
-            return _csv(found) if csv else _table(found)
+            return csv_text(found) if csv else rich_table(found)
         except duckdb.Error as error:
             raise ConfigError(f"sql: {error}") from error
 
@@ -148,7 +160,8 @@ def _lock(connection: "duckdb.DuckDBPyConnection", run: str) -> None:
     connection.execute("SET lock_configuration = true")
 
 
-def _csv(found: "duckdb.DuckDBPyConnection") -> str:
+def csv_text(found: "duckdb.DuckDBPyConnection") -> str:
+    """All rows of an answer as CSV."""
     out = io.StringIO()
     writer = csv_format.writer(out, lineterminator="\n")
     writer.writerow([column[0] for column in found.description or []])
@@ -157,14 +170,15 @@ def _csv(found: "duckdb.DuckDBPyConnection") -> str:
     return out.getvalue()
 
 
-def _table(found: "duckdb.DuckDBPyConnection") -> "RenderableType":
+def rich_table(found: "duckdb.DuckDBPyConnection", shown_as: Callable[[Any], str] | None = None) -> "RenderableType":
+    """The first `SHOWN_ROWS` rows of an answer as a table, each value as it is or as `shown_as` says."""
     from rich.console import Group
     from rich.text import Text
 
     table = new_table(*(column[0] for column in found.description or []))
     shown = found.fetchmany(SHOWN_ROWS)
     for row in shown:
-        table.add_row(*(Text("null", style="dim") if v is None else Text(printable(_plain(v))) for v in row))
+        table.add_row(*(Text("null", style="dim") if v is None else Text(printable((shown_as or _plain)(v))) for v in row))
     if found.fetchone() is None:
         return table
     return Group(table, Text(f"the first {len(shown)} rows; --csv prints all", style="dim"))
@@ -342,7 +356,7 @@ def _verdict_sql(rule: Rule) -> str:
 
 def _content(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "list[RenderableType]":
     """What the clip's vector says of it: near-duplicates and its concept; nothing where clips were not compared."""
-    views = {row["name"] for row in rows(connection, "SHOW TABLES")}
+    views = view_names(connection)
     facts: dict[str, Any] = {}
     if "duplicates" in views:
         query = "SELECT duplicate_of, similarity FROM duplicates WHERE clip_id = ?"
@@ -360,7 +374,7 @@ def _content(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "list[Ren
 
 def _caption(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "list[RenderableType]":
     """Who captioned the clip, what was shown and what was written; nothing where nobody was asked."""
-    if "captions" not in {row["name"] for row in rows(connection, "SHOW TABLES")}:
+    if "captions" not in view_names(connection):
         return []
     found = rows(connection, "SELECT * FROM captions WHERE clip_id = ?", [clip_id])
     skipped = ("clip_id", "source_id", "start_frame", "end_frame", "start_s", "end_s", "error_code", "error_message")

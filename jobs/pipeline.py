@@ -9,8 +9,9 @@ models that the config names, and `pack` writes the shards. Each part skips what
 after any kind of death goes on where it stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bucketing import cut
 from captioning import camera, client
@@ -58,7 +59,7 @@ def again(
     folder: str,
     file: Path | None,
     overrides: Sequence[str],
-    rules: Sequence[str] | None,
+    rules: Sequence[str | Mapping[str, Any]] | None,
     parts: Sequence[str],
     retry_errors: bool = False,
 ) -> int:

@@ -16,7 +16,7 @@ from curation.rules import SubsetConfig
 from jobs.caption_cards import captions
 from jobs.concept_cards import concepts
 from jobs.funnel import AFTER, GROUP, Amount, Step, steps
-from jobs.inspect import connect, rows, subsets
+from jobs.inspect import connect, rows, subsets, view_names
 from jobs.pictures import middle_frames
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def gather(connection: "duckdb.DuckDBPyConnection", run: str) -> dict[str, Any]:
     sources = source_states(connection)
     made = [_subset(connection, subset, sources) for subset in (*lists, *_others(connection, lists))]
     pictures = example_frames(connection, run)
-    views = {row["name"] for row in rows(connection, "SHOW TABLES")}
+    views = view_names(connection)
     found = concepts(connection, run) if "clusters" in views else None
     return {
         "front": front,

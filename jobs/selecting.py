@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,14 +38,20 @@ FIT_COLUMNS = (
 )
 SHAPE_COLUMNS = ("source_id", "pixel_aspect", "rotation")
 """Columns of `clips` and `sources` that decide a bucket (`buckets.choose`)."""
+FITTED = f"""
+    SELECT {", ".join(f"c.{name}" for name in FIT_COLUMNS if name not in ("source_id", "status"))}, s.pixel_aspect, s.rotation
+    FROM clips c JOIN sources s ON s.source_id = c.source_id WHERE c.status = 'ok'"""
+"""SQL, valid in DuckDB and in Spark, for what decides the bucket of each clip."""
 EARLIER = ("clip_id", "source_id", "kept", "reason", "cluster", "people", "split", "bucket", "shard")
 """Columns of earlier selections that decide later ones."""
 READERS = 16
 """Files that are read side by side: a store answers in some 30 ms, whatever is asked."""
 
 
-def settings(page: dict[str, Any], file: Path | None, overrides: Sequence[str], rules: Sequence[str] | None) -> Config:
-    """A run's own settings with a file's, `--set` and `--rules` on top."""
+def settings(
+    page: dict[str, Any], file: Path | None, overrides: Sequence[str], rules: Sequence[str | Mapping[str, Any]] | None
+) -> Config:
+    """A run's own settings with a file's, `--set` and `--rules` (names of lists, or lists) on top."""
     tree = {**page}
     if file is not None:
         tree |= yaml.safe_load(file.read_text()) or {}
@@ -56,11 +62,17 @@ def settings(page: dict[str, Any], file: Path | None, overrides: Sequence[str], 
     return resolve(tree)
 
 
-def select(folder: str, config: Config, subset: SubsetConfig) -> str:
+Decide: TypeAlias = Callable[[str, Config, SubsetConfig, Sequence[str], str], Iterable[pa.RecordBatch]]
+"""From a run folder, a config, a list, units and the place of the selections so far to the rows of these units, sorted by
+clip_id."""
+
+
+def select(folder: str, config: Config, subset: SubsetConfig, decide: Decide | None = None) -> str:
     """Decide for every measured unit that the subset's selection does not cover yet; returns a line for people.
 
     Rows once written are never changed: later units are decided with the earlier ones counted in the quotas. Other
-    rules make the selection anew, unless shards of the old one exist: then ConfigError.
+    rules make the selection anew, unless shards of the old one exist: then ConfigError. `decide` is how: on this machine,
+    or as a Spark job does; what people pick is always put together on this one.
     """
     place = storage.join(folder, "selection", subset.name)
     made_by = _made_by(folder, config, subset)
@@ -78,16 +90,11 @@ def select(folder: str, config: Config, subset: SubsetConfig) -> str:
         return f"select: {subset.name}: nothing new"
     if subset.review is not None:
         return _select_reviewed(folder, config, subset, units, made_by, said)
-    previous = storage.read_table(place, SELECTION, list(EARLIER))
-    chosen = _decide(folder, config, subset, units, previous)
-    kept = chosen.select(["clip_id", "kept", "split", "bucket", "shard", "position"]).filter(chosen["kept"])
-    table = _join(chosen, plan.assign(kept, config.seed, config.shards, plan.next_shards(previous)))
-    table = table.replace_schema_metadata({MADE_BY: made_by.encode(), **of_units(units)})
-    storage.write_table(storage.join(place, f"{unit_span(units)}.parquet"), table)
-    kept = table.filter(table["kept"])
-    alone = kept["cluster"].null_count if config.clusters.enabled and config.embeddings else 0
+    batches = (decide or _decide)(folder, config, subset, units, place)
+    written, kept, alone = _write(storage.join(place, f"{unit_span(units)}.parquet"), batches, made_by, units)
+    lonely = config.clusters.enabled and config.embeddings and alone
     said = f"; {alone} of them have no vector: nothing is in their frames, or no list wanted them when clips were embedded"
-    return f"select: {subset.name}: {kept.num_rows} of {table.num_rows} clips kept{said if alone else ''}"
+    return f"select: {subset.name}: {kept} of {written} clips kept{said if lonely else ''}"
 
 
 def _select_reviewed(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], made_by: str, said: str) -> str:
@@ -98,7 +105,7 @@ def _select_reviewed(folder: str, config: Config, subset: SubsetConfig, units: S
     known = sorted(covered(place))
     if units:
         previous = selected.earlier(table.select(list(EARLIER)))
-        table = pa.concat_tables([table.cast(SELECTION), _decide(folder, config, subset, units, previous)])
+        table = pa.concat_tables([table.cast(SELECTION), _chosen(folder, config, subset, units, previous)])
     table = selected.decide(folder, config, subset.name, subset.bucket_class, subset.review, table)
     made = {MADE_BY: made_by.encode(), REVIEWED: said.encode(), **of_units([*known, *units])}
     storage.write_table(storage.join(place, selected.FILE), table.replace_schema_metadata(made))
@@ -113,8 +120,46 @@ def _reviewed(place: str) -> str:
     return _metadata(url).get(REVIEWED, b"").decode() if storage.exists(url) else ""
 
 
-def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], previous: pa.Table) -> pa.Table:
-    """The selection of these units. Their tables pass as streams; what is held is the selection itself."""
+def _write(url: str, batches: Iterable[pa.RecordBatch], made_by: str, units: Sequence[str]) -> tuple[int, int, int]:
+    """Commit a selection; returns the number of its clips, of those that are kept, and of these without a concept."""
+    schema = SELECTION.with_metadata({MADE_BY: made_by.encode(), **of_units(units)})
+    written = kept = alone = 0
+    with storage.committed(url) as out, pq.ParquetWriter(out, schema, compression="zstd", store_schema=True) as writer:
+        for rows in _row_groups(batches):
+            writer.write_table(rows.replace_schema_metadata(schema.metadata), rules_select.BATCH)
+            chosen = rows["cluster"].filter(rows["kept"])
+            written, kept, alone = written + rows.num_rows, kept + len(chosen), alone + chosen.null_count
+        if not written:
+            writer.write_table(schema.empty_table())
+    return written, kept, alone
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The same rows in tables of `rules_select.BATCH`, whatever they came in: a file's bytes depend on its rows alone."""
+    held: list[pa.RecordBatch] = []
+    room = rules_select.BATCH
+    for batch in batches:
+        while batch.num_rows:
+            held.append(batch.slice(0, room))
+            batch, room = batch.slice(room), room - held[-1].num_rows
+            if not room:
+                yield pa.Table.from_batches(held)
+                held, room = [], rules_select.BATCH
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], place: str) -> list[pa.RecordBatch]:
+    """The selection of these units on this machine, planned into shards."""
+    previous = storage.read_table(place, SELECTION, list(EARLIER))
+    chosen = _chosen(folder, config, subset, units, previous)
+    kept = chosen.select(["clip_id", "kept", "split", "bucket", "shard", "position"]).filter(chosen["kept"])
+    placed = plan.assign(kept, config.seed, config.shards, plan.next_shards(previous))
+    return list(_join(chosen, placed).to_batches())
+
+
+def _chosen(folder: str, config: Config, subset: SubsetConfig, units: Sequence[str], previous: pa.Table) -> pa.Table:
+    """What is kept of these units, and why. Their tables pass as streams; what is held is the selection itself."""
     of_sources, of_clips = rules_select.columns(subset)
     same = storage.read_table(storage.join(folder, "duplicates"), DUPLICATES, ["clip_id", "duplicate_of"])
     with _fits(folder, units, subset.bucket_class, subset.review is not None) as fits:
@@ -140,16 +185,15 @@ def _join(chosen: pa.Table, placed: pa.Table) -> pa.Table:
 @contextmanager
 def _fits(folder: str, units: Sequence[str], bucket_class: int, fixed: bool) -> Iterator[pa.RecordBatchReader]:
     """Which bucket each clip fits, as a stream of `FIT` rows."""
-    query = """SELECT c.* EXCLUDE (source_id, status), s.pixel_aspect, s.rotation FROM clips c JOIN sources s USING (source_id)
-               WHERE c.status = 'ok'"""
     with storage.database(rules_select.MEMORY) as connection:
         connection.register("sources", stream(folder, "sources", units, SOURCES, SHAPE_COLUMNS))
         connection.register("clips", stream(folder, "clips", units, CLIPS, FIT_COLUMNS))
-        found = connection.sql(query).to_arrow_reader(FIT_ROWS)
-        yield pa.RecordBatchReader.from_batches(rules_select.FIT, (_fit(batch, bucket_class, fixed) for batch in found))
+        found = connection.sql(FITTED).to_arrow_reader(FIT_ROWS)
+        yield pa.RecordBatchReader.from_batches(rules_select.FIT, (fit(batch, bucket_class, fixed) for batch in found))
 
 
-def _fit(clips: pa.RecordBatch, bucket_class: int, fixed: bool) -> pa.RecordBatch:
+def fit(clips: pa.RecordBatch, bucket_class: int, fixed: bool = False) -> pa.RecordBatch:
+    """Which bucket each of some rows of `FITTED` fits, as rows of `FIT`; `fixed` is of `buckets.choose`."""
     choices = [buckets.choose(clip, bucket_class, fixed) for clip in clips.to_pylist()]
     columns = [
         clips["clip_id"],

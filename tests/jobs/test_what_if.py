@@ -7,13 +7,17 @@ import fsspec
 import pytest
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
 from curation.errors import ConfigError
 from jobs import inspect
+from jobs.cli import app
 from jobs.report import write_report
 from jobs.status import status
-from jobs.what_if import what_if
+from jobs.what_if import compared, supposed, what_if
+from tests.jobs import analyst_run
 from tests.jobs.run_samples import SUBSET, make_run
+from tests.small_runs import SETTINGS, small_corpus
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +79,72 @@ def test_a_run_in_an_object_store(tmp_path: Path) -> None:
     assert "6 = 2 kept + 3 dropped + 1 error" in memory.cat(write_report(place)).decode()
     with pytest.raises(ConfigError, match="Permission Error"):
         inspect.sql(place, "SELECT * FROM 'memory://bucket/secret.csv'")
+
+
+def asked(run: str, *rules: str) -> str:
+    new, base = supposed(run, rules, None)
+    return text(compared(run, new, base, rules))
+
+
+def test_another_threshold_gains_and_loses(run: str) -> None:
+    page = asked(run, "motion_mv > 1.5")  # 2.0 but for the one clip with 9.0, which the list's own rule drops
+    kept = words(page.partition("All clips")[2], " kept ")
+    assert (kept[1], kept[3], kept[5:7], kept[8]) == ("3", "2", ["+1", "1"], "0")
+    examples = page.partition("Examples")[2]
+    assert words(examples, "gained")[1:] == ["0000000000000002_0000000_0000120", "9"]
+    sweep = page.partition("Other thresholds of motion_mv > 1.5")[2]
+    assert words(sweep, "<- asked") == ["1.5", "<-", "asked", "2", "0.003", "+0"]
+    assert words(sweep, "60%") == ["2", "60%", "1", "0.001", "-1"]  # three clips have 2.0, one has 9.0
+
+
+def test_what_each_rule_alone_takes(run: str) -> None:
+    table = asked(run, "0.5 < motion_mv < 7").partition("Without one rule: video clips")[2]
+    assert words(table, "border_frac < 0.02")[-4:] == ["1", "0.001", "0", "2"]
+    assert words(table, "text_score < 0.6")[-4:] == ["1", "0.003", "1", "2"]
+    assert words(table, "duration_s >= 4")[-4:] == ["0", "0.000", "0", "1"]
+
+
+def test_sources_that_were_never_decoded_are_said(run: str) -> None:
+    assert "1 sources (0.00 h) that the run stopped before decoding" in asked(run, "duration_s >= 1")
+
+
+@pytest.mark.parametrize(
+    ("rules", "base", "name", "said"),
+    [
+        (["motion_mw > 1"], None, None, "did you mean motion_mv"),
+        (["motion_mv > 1"], "big", None, "no list 'big'; it has small"),
+        (["motion_mv > 1"], None, "small", "has a list 'small' already"),
+    ],
+)
+def test_what_cannot_be_supposed(run: str, rules: list[str], base: str | None, name: str | None, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        supposed(run, rules, base, name)
+
+
+def test_a_run_of_nulls_and_an_empty_one(tmp_path: Path) -> None:
+    analyst_run.make_run(tmp_path / "empty", sources=0)
+    new, base = supposed(str(tmp_path / "empty"), ["motion_mv > 1"], "plain")
+    assert words(text(compared(str(tmp_path / "empty"), new, base, ["motion_mv > 1"])), " kept ")[1] == "0"
+    make_run(tmp_path / "nulls")
+    page = asked(str(tmp_path / "nulls"), "camera_confidence > 0.5")  # no clip has one
+    assert words(page.partition("All clips")[2], " unknown ")[1] == "2"
+    assert words(page.partition("Other thresholds of camera_confidence")[2], "<- asked")[3] == "0"
+
+
+def test_a_selection_that_is_written_is_a_list_of_the_run(tmp_path: Path) -> None:
+    corpus, place = small_corpus(tmp_path / "in"), tmp_path / "run"
+    settings = {**SETTINGS, "engine": {"kind": "inline"}, "embeddings": []}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    runner = CliRunner()
+    made = runner.invoke(app, ["run", "-i", str(corpus), "-o", str(place), "-c", str(tmp_path / "config.yaml")])
+    assert made.exit_code == 0, made.output
+    before = {file: file.stat().st_mtime_ns for file in (place / "shards").rglob("*.tar")}
+    given = ["what-if", str(place), "--rule", "motion_static_frac <= 1", "--rule", "motion_mv >= 0", "--write", "still-too"]
+    written = runner.invoke(app, given)
+    assert written.exit_code == 0 and "select: still-too: 4 of" in written.output, written.output
+    assert len(inspect.subsets(str(place))) == 2 and not (place / "shards" / "still-too").exists()
+    again = runner.invoke(app, ["select", str(place)])
+    assert "select: still-too: nothing new" in again.output and "select: tiny: nothing new" in again.output
+    assert runner.invoke(app, ["shard", str(place)]).exit_code == 0
+    assert {file: file.stat().st_mtime_ns for file in (place / "shards" / "tiny").rglob("*.tar")} == before
+    assert list((place / "shards" / "still-too").rglob("*.tar"))

@@ -129,7 +129,8 @@ def _decide(folder: str, config: Config, subset: SubsetConfig, units: Sequence[s
         chosen = rules_select.select(sources, clips, subset, config.seed, previous, fits, same, concepts(folder))
     kept = chosen.select(["clip_id", "kept", "split", "bucket", "shard", "position"]).filter(chosen["kept"])
     placed = plan.assign(kept, config.seed, config.shards, plan.next_shards(previous))
-    return _join(chosen, placed).to_batches()
+    batches: list[pa.RecordBatch] = _join(chosen, placed).to_batches()
+    return batches
 
 
 def _join(chosen: pa.Table, placed: pa.Table) -> pa.Table:

@@ -29,7 +29,7 @@ def session(settings: Mapping[str, str] | None = None) -> "SparkSession":
     spark = (
         SparkSession.builder.appName("reelset").config(map={"spark.sql.ansi.enabled": "true", **(settings or {})}).getOrCreate()
     )
-    if spark.sparkContext.master.startswith("local") and "PYSPARK_PYTHON" not in os.environ:
+    if str(spark.sparkContext.master).startswith("local") and "PYSPARK_PYTHON" not in os.environ:
         spark.sparkContext.pythonExec = sys.executable  # Spark would take whatever `python3` is
     return spark
 

@@ -99,8 +99,8 @@ def webdatasets(folder: Path) -> Iterator[Any]:
 
 
 def workers() -> list[psutil.Process]:
-    """The processes that read: neither the fork server that started them nor its resource tracker."""
-    return [p for p in psutil.Process().children(recursive=True) if not p.children() and p.cpu_times().user > 1]
+    """The processes that read, and the small one that tracks their resources; not the fork server that started them."""
+    return [p for p in psutil.Process().children(recursive=True) if not p.children()]
 
 
 def cpu_s() -> float:

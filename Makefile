@@ -83,6 +83,7 @@ bench: $(VENV)/.dev ## Cost of measuring and of whole jobs, each figure beside i
 	$(BIN)/python -m tests.benchmarks.bench $(BENCH)
 	$(BIN)/python -m tests.benchmarks.time_profile
 	$(BIN)/python -m tests.benchmarks.captions
+	$(BIN)/python -m tests.benchmarks.loader
 
 clean: ## Remove the virtual environment and the demo
 	rm -rf $(VENV) demo

@@ -1,7 +1,7 @@
 """Bytes to pixels and back, with one colour matrix and range: BT.709, limited in files, full in RGB.
 
-PyAV, because it was the faster reader of whole clips and windows, and because its scaler takes the matrix from us
-(docs/loader.md has the figures). Every conversion is bit-exact: the same pixels on every machine.
+PyAV: decord took as long for whole clips and windows (docs/loader.md), though it converts by the faster, coarser path,
+and takes no matrix from us. Every conversion is bit-exact: the same pixels on every machine.
 """
 
 import io

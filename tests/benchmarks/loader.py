@@ -40,7 +40,7 @@ from training_bridge.view import Window
 LEAST = 0.95
 """Frames a second of ours over webdataset's."""
 GROWTH = 1.1
-"""A worker's memory after the last visit over that after the first."""
+"""The workers' memory in the last visit over that in the second."""
 SHARDS, PER_SHARD, BATCH, WORKERS, PREFETCH, VISITS = 4, 4, 2, 2, 2, 3
 SMALL, LARGE = Bucket(256, "16x9", 128), Bucket(768, "1x1", 128)
 STORED = Shape(128, 192, 336)
@@ -99,8 +99,8 @@ def webdatasets(folder: Path) -> Iterator[Any]:
 
 
 def workers() -> list[psutil.Process]:
-    """Processes that this one, or its fork server, started and that did some work."""
-    return [p for p in psutil.Process().children(recursive=True) if p.cpu_times().user > 0.2]
+    """The processes that read, and the small one that tracks their resources; not the fork server that started them."""
+    return [p for p in psutil.Process().children(recursive=True) if not p.children()]
 
 
 def cpu_s() -> float:
@@ -144,14 +144,22 @@ def compare(folder: Path, runs: int) -> float:
 
 
 def memory(folder: Path) -> float:
-    """Memory of the workers after each visit of the data; returns the last over the first."""
+    """Memory of the workers in each visit of the data after the first; returns that in the last over that in the second."""
     read, sizes = ours(folder), []
     for _ in range(VISITS + 1):
+        now = []
         for _ in range(SHARDS * PER_SHARD // BATCH):
             next(read)
-        sizes.append(sum(p.memory_full_info().uss for p in workers()) / 2**20)
-    print(f"  memory of {WORKERS} workers after each visit, MiB: " + ", ".join(f"{size:.0f}" for size in sizes[1:]))
+            now.append(sum(own_bytes(p) for p in workers()) / 2**20)
+        sizes.append(median(now))
+    print(f"  memory of {WORKERS} workers by visit from the second on, MiB: " + ", ".join(f"{size:.0f}" for size in sizes[1:]))
     return sizes[-1] / sizes[1]
+
+
+def own_bytes(process: psutil.Process) -> int:
+    """Memory of a process without libraries and the batches in flight, which are in shared memory."""
+    info = process.memory_info()
+    return int(info.rss - info.shared)
 
 
 def by_decord(data: bytes, start: int, frames: int) -> None:

@@ -7,6 +7,7 @@ A checkpoint is written under a name beginning with `_` and renamed by rank 0 wh
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -199,16 +200,19 @@ def newest_of(folder: Path) -> Path:
     return found[-1]
 
 
-def averaged(place: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of a checkpoint, whole, on the CPU: no model and no other rank is needed."""
-    metadata = FileSystemReader(place).read_metadata().state_dict_metadata
+def weights(place: Path, averaged: bool = True) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, whole, on the CPU: no model and no other rank is needed. Averaged ones are those that EMA
+    keeps."""
+    metadata, part = FileSystemReader(place).read_metadata().state_dict_metadata, "ema." if averaged else "model."
     flat = {
         name: torch.empty(own.size, dtype=own.properties.dtype)
         for name, own in metadata.items()
-        if name.startswith("ema.") and isinstance(own, TensorStorageMetadata)
+        if name.startswith(part) and isinstance(own, TensorStorageMetadata)
     }
-    load(flat, checkpoint_id=place, no_dist=True)
-    return {name.removeprefix("ema."): value for name, value in flat.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(flat, checkpoint_id=place, no_dist=True)
+    return {name.removeprefix(part): value for name, value in flat.items()}
 
 
 def _put(target: torch.Tensor, value: torch.Tensor, what: str) -> None:

@@ -148,7 +148,7 @@ def only(root: str, name: str) -> str:
     Raises ValueError where there is none, or more than one.
     """
     fs, path = fsspec.core.url_to_fs(root)
-    found = set()
+    found: set[str] = set()
     for place in fs.find(path):
         folder, _, file = place.rpartition("/")
         if folder.rpartition("/")[2].startswith(ENCODED) and file.endswith(".parquet") and not file.startswith("_"):

@@ -120,7 +120,7 @@ class FlowTask:
     def build(self) -> nn.ModuleDict:
         """The parts, drawn anew."""
         text = TextTokens(self.config.text, self.architecture.width)
-        return nn.ModuleDict({"text": text, "backbone": Backbone(self.architecture)})
+        return nn.ModuleDict({"backbone": Backbone(self.architecture), "text": text})
 
     def blocks(self, model: nn.ModuleDict) -> Iterator[nn.Module]:
         """What is sharded on its own."""

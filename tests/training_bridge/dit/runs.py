@@ -1,9 +1,14 @@
-"""Small runs of the flow model on shards with latents beside them."""
+"""Small runs of the flow model on shards with latents beside them.
 
+python -m tests.training_bridge.dit.runs FOLDER ...     one rank of several runs, one after the other
+"""
+
+import sys
 from pathlib import Path
 from typing import Any
 
 from tests.training_bridge.samples import TinyLatents, TinyTexts, encode_shards, make_shards
+from training_bridge.dit import recipe
 from training_bridge.index import Shape
 
 FILM, IMAGE = Shape(16, 32, 64), Shape(1, 32, 64)
@@ -29,3 +34,7 @@ def settings(folder: Path, **loop: Any) -> dict[str, Any]:
     data |= {"global_tokens": 64, "micro_tokens": 32, "workers": 0}
     steps = {"steps": 8, "lr": 1e-3, "warmup_steps": 2, "validate_every": 4, "checkpoint_every": 4, "precision": "fp32", **loop}
     return {"loop": steps, "data": data, "dit": {"backbone": BACKBONE, "text": [LETTERS, FROZEN]}}
+
+
+if __name__ == "__main__":
+    sys.exit(max(recipe.train(Path(folder)) for folder in sys.argv[1:]))

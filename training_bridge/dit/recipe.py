@@ -7,7 +7,7 @@ A stage's settings stand on top of what `common` says to all.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +18,7 @@ from training_bridge import settings
 from training_bridge.checkpoint import newest_of, state_of
 from training_bridge.data import DataConfig
 from training_bridge.dit import run
+from training_bridge.dit.cost import Machine
 from training_bridge.dit.run import FlowRun
 from training_bridge.dit.task import DitConfig
 from training_bridge.launch import ranks
@@ -85,6 +86,29 @@ def _joined(below: Any, above: Any, name: str = "") -> Any:
 def kind_of(tree: Mapping[str, Any]) -> type[Recipe] | type[FlowRun]:
     """What settings are of."""
     return Recipe if "stages" in tree else FlowRun
+
+
+def checked(tree: Mapping[str, Any], profile: bool = False) -> Recipe | FlowRun:
+    """The settings of a tree; with `profile` each run writes one. Raises ValueError with the path of every fault."""
+    if kind_of(tree) is FlowRun:
+        own: FlowRun = settings.checked(FlowRun, tree)
+        return replace(own, loop=replace(own.loop, profile=own.loop.profile or profile))
+    made: Recipe = settings.checked(Recipe, expanded(tree))
+    return replace(made, stages=tuple(replace(s, loop=replace(s.loop, profile=s.loop.profile or profile)) for s in made.stages))
+
+
+def laid_out(own: Recipe | FlowRun, world: int, machine: Machine, say: Callable[[str], None]) -> Recipe | FlowRun:
+    """With the fastest layouts by the cost model; `say` hears why. Raises ValueError where none fits."""
+    if isinstance(own, FlowRun):
+        made, why = run.laid_out(own, world, machine)
+        say(why)
+        return made
+    stages = []
+    for stage in own.stages:
+        made, why = run.laid_out(FlowRun(loop=stage.loop, data=stage.data, dit=stage.dit), world, machine)
+        say(f"stage {stage.name}: {why}")
+        stages.append(replace(stage, loop=made.loop, data=made.data, dit=made.dit))
+    return Recipe(stages=tuple(stages))
 
 
 def train(folder: Path) -> int:

@@ -285,7 +285,8 @@ def search(
 @app.command()
 def encode(
     run: Run,
-    tae: Annotated[str, typer.Option(metavar="FILE", help="An autoencoder's file, as train-tae writes it.")],
+    tae: Annotated[str | None, typer.Option(metavar="FILE", help="An autoencoder's file, as train-tae writes it.")] = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML of text encoders, or a training run's.")] = None,
     subset: Annotated[list[str] | None, typer.Option(help="Only this subset's shards; may be repeated.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Each actor holds a GPU (engine.gpu); else CPUs (engine.cpu).")] = False,
     config: File = None,
@@ -293,12 +294,17 @@ def encode(
     engine: Engine = None,
     address: Address = None,
 ) -> None:
-    """Write the latents of finished shards beside them, once; trainers read these instead of pixels."""
+    """Write latents and texts' encodings of finished shards beside them, once; trainers read these instead of pixels."""
     from jobs import encode as job
 
+    if tae is None and text is None:
+        raise ConfigError("encode takes --tae, --text or both")
     settings = _config(config, set, engine, address).engine
-    made = job.encode_latents(_place(run), tae, settings, settings.gpu if gpu else settings.cpu, subset or [])
-    typer.echo(made)
+    pool = settings.gpu if gpu else settings.cpu
+    if tae is not None:
+        typer.echo(job.encode_latents(_place(run), tae, settings, pool, subset or []))
+    for line in job.encode_texts(_place(run), text, settings, pool, subset or []) if text else ():
+        typer.echo(line)
 
 
 @app.command("train-tae")
@@ -313,6 +319,76 @@ def train_tae(
     from jobs import training
 
     raise typer.Exit(training.train_tae(config, set or [], output, ranks, prepare))
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The training run's folder: new, or one to go on with.")],
+    config: File = None,
+    set: Set = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU.")] = 1,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only write the settings; say how to start the ranks.")] = False,
+    layout: Annotated[str | None, typer.Option(metavar="auto", help="Take the fastest layout of --ranks, and say why.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a trace of three steps.")] = False,
+) -> None:
+    """Train the flow model on latents and captions: one run, or a recipe's stages. Run again to go on where it stopped."""
+    from jobs import training
+
+    raise typer.Exit(training.train(config, set or [], output, ranks, prepare, layout, profile))
+
+
+@app.command("train-parity")
+def train_parity(ranks: Annotated[int, typer.Option(min=2, help="Processes on this machine.")] = 4) -> None:
+    """Do layouts agree? Train a few steps at each, and compare losses and gradients with those of one rank."""
+    from jobs import training
+
+    raise typer.Exit(training.parity(ranks))
+
+
+@app.command()
+def sample(
+    words: Annotated[list[str], typer.Argument(metavar="[PROMPT]... MODEL", help="Prompts; last a run or an exported file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="An .mp4; .png for images. Several get numbers.")],
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="More prompts, a line each.")] = None,
+    size: Annotated[str, typer.Option(help="Frames x height x width.")] = "128x192x336",
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second; the model is told.")] = 16,
+    seed: Annotated[int, typer.Option(help="The same seed, the same film.")] = 0,
+    steps: Annotated[int, typer.Option(min=2, help="Euler's steps, linear-quadratic.")] = 50,
+    guidance: Annotated[float, typer.Option(help="1: none.")] = 7.5,
+    tae: Annotated[Path | None, typer.Option(metavar="FILE", help="The autoencoder; else as the model's settings say.")] = None,
+    rewrite: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML of a server that rewrites prompts.")] = None,
+) -> None:
+    """Draw films for prompts with a trained flow model's averaged weights."""
+    from jobs import sample as job
+
+    *asked, model = words
+    asked += [line for line in (prompts.read_text().splitlines() if prompts else []) if line.strip()]
+    if not asked:
+        raise ConfigError("sample takes a prompt before the model, or --prompts FILE")
+    job.sample(Path(model), asked, output, job.Options(size, fps, seed, steps, guidance, tae, rewrite))
+
+
+@app.command()
+def average(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Checkpoints, runs or exported files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.safetensors).")],
+    weight: Annotated[list[float] | None, typer.Option(help="The share of each, in their order; else equal.")] = None,
+) -> None:
+    """The mean of several flow models' averaged weights, as one file."""
+    from jobs import sample as job
+
+    job.average(models, weight, output)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of train or train-tae, or a checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+) -> None:
+    """Write a trained model's averaged weights as one file: what sample, or encode, takes."""
+    from jobs import sample as job
+
+    typer.echo(f"{output} is made of {job.export(run, output)}")
 
 
 @app.command()

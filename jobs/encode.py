@@ -2,6 +2,10 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
 
 from curation import lock, storage
 from curation.engine import EngineConfig, Item, PoolConfig, Step
@@ -12,6 +16,9 @@ from training_bridge import encoded, index
 from training_bridge.encoded import LATENT, Encoded, LatentEncoder, TextEncoder
 from training_bridge.plan import Sample
 from training_bridge.reader import PIXELS, BadSample, Reader, Source
+
+if TYPE_CHECKING:
+    from training_bridge.dit.text import EncoderConfig
 
 TEXTS = 32
 """Texts that an encoder is given at once."""
@@ -46,6 +53,58 @@ def encode_latents(run: str, tae: str, engine: EngineConfig, pool: PoolConfig, s
     return (
         f"{count} shards encoded in folders {kind(encoder).folder}; data.train.NAME.encoded: {{latent: {encoder.fingerprint}}}"
     )
+
+
+def encode_texts(run: str, file: Path, engine: EngineConfig, pool: PoolConfig, subsets: Sequence[str] = ()) -> list[str]:
+    """Encode with the frozen text encoders of a YAML file, a list or a training run's settings; returns what to tell the user.
+
+    Each is loaded here once to know its fingerprint. Raises ConfigError where the file names none, or one cannot be loaded.
+    """
+    said = []
+    for config in _text_encoders(file):
+        try:
+            encoder = FrozenText(config)
+        except (ValueError, OSError, ImportError) as error:
+            raise ConfigError(f"text encoder {config.name!r}: {error}") from error
+        count = encode(run, encoder, engine, pool, subsets)
+        said.append(f"{count} shards encoded in folders {kind(encoder).folder}; {config.name}: {encoder.fingerprint}")
+    return said
+
+
+def _text_encoders(file: Path) -> "list[EncoderConfig]":
+    from training_bridge.dit.text import EncoderConfig
+    from training_bridge.settings import checked
+
+    try:
+        tree = yaml.safe_load(file.read_text())
+        for name in ("common", "dit", "text"):
+            tree = tree.get(name, tree) if isinstance(tree, dict) else tree
+        found = [e for e in checked(list[EncoderConfig], tree) if e.kind != "bytes"]
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"--text {str(file)!r}: {error}") from error
+    if not found:
+        raise ConfigError(f"--text {str(file)!r} names no frozen text encoder")
+    return found
+
+
+class FrozenText:
+    """A frozen text encoder as the job wants it; may be pickled before `open`."""
+
+    def __init__(self, config: "EncoderConfig") -> None:
+        from training_bridge.dit.text import load
+
+        self.config, self.name = config, config.name
+        self.fingerprint = load(config).fingerprint
+
+    def open(self) -> None:
+        import torch
+
+        from training_bridge.dit.text import load
+
+        self.encoder = load(self.config, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def encode_text(self, texts: list[str]) -> list[encoded.Floats]:
+        return [array.astype("float32") for array in self.encoder.encode_text(texts)]
 
 
 def kind(encoder: Encoder) -> Encoded:

@@ -7,7 +7,8 @@ A checkpoint is written under a name beginning with `_` and renamed by rank 0 wh
 
 import json
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
@@ -16,14 +17,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from training_bridge.ema import Ema
 
 STATE = "state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM = ("step", *MOMENTS)
+"""AdamW's state of a parameter."""
 PINNED = "PINNED"
 """A file in a checkpoint that is never removed: what it holds says why."""
 
@@ -114,6 +120,42 @@ class Checkpoints:
             group.update(own)  # this run's, not those that the checkpoint was made with
         ema.updates = state_of(place)["ema_updates"]
 
+    def begin(self, place: Path, model: nn.Module, optimizer: Optimizer | None, ema: Ema, averaged: bool, grow: "Grow") -> None:
+        """Fill the model with another run's weights, plain or averaged, the average with the same, and the optimizer too where
+        it is given; `grow` gets what is of another shape.
+
+        Raises ValueError where that leaves another model.
+        """
+        parts = _parts(model, optimizer, ema)
+        states = parts.get("optimizer", {}).get("state", {})
+        ours = {"weights": parts["model"], **{kind: {n: own[kind] for n, own in states.items()} for kind in ADAM}}
+        sizes = _sizes(place)
+
+        def key(kind: str, name: str) -> str:
+            if kind != "weights":
+                return f"optimizer.state.{name}.{kind}"
+            return f"ema.{name}" if averaged and name in ema.average else f"model.{name}"
+
+        flat = {key(kind, name): tensor for kind, own in ours.items() for name, tensor in own.items()}
+        if missing := sorted(flat.keys() - sizes.keys()):
+            raise ValueError(f"{str(place)!r} is of another model: {', '.join(missing[:5])} is not in it")
+        other = {
+            kind: {n: _local(t).new_empty(sizes[key(kind, n)]) for n, t in own.items() if tuple(t.shape) != sizes[key(kind, n)]}
+            for kind, own in ours.items()
+        }
+        whole = {key(kind, name): tensor for kind, own in other.items() for name, tensor in own.items()}
+        load({**flat, **whole}, checkpoint_id=place, process_group=self.group)
+        grow(other["weights"], [other[kind] for kind in MOMENTS] if optimizer else [])
+        for kind, own in other.items():
+            for name, tensor in own.items():
+                _put(ours[kind][name], tensor, f"{str(place)!r} is of another model: {name}")
+        if optimizer is not None:
+            settings = [_settings(group) for group in optimizer.param_groups]
+            set_state_dict(model, [optimizer], model_state_dict=parts["model"], optim_state_dict=parts["optimizer"])
+            for group, own_settings in zip(optimizer.param_groups, settings, strict=True):
+                group.update(own_settings)
+        ema.restart()
+
     def pin(self, before: int, why: str) -> Path | None:
         """Keep the newest checkpoint of fewer than `before` steps for good, and say why in it; returns which.
 
@@ -142,6 +184,54 @@ def state_of(place: Path) -> dict[str, Any]:
         return cast("dict[str, Any]", json.loads((place / STATE).read_text()))
     except FileNotFoundError:
         raise ValueError(f"{str(place)!r} is no finished checkpoint: it has no {STATE}") from None
+
+
+Grow = Callable[[dict[str, torch.Tensor], Sequence[dict[str, torch.Tensor]]], None]
+"""Gives weights, and two moments under the same names, other shapes, in place."""
+
+
+def newest_of(folder: Path) -> Path:
+    """A checkpoint, or the newest one of a run's folder. Raises ValueError where there is none."""
+    if (folder / STATE).exists():
+        return folder
+    found = sorted(p for p in (folder / "checkpoints").glob("step-*") if (p / STATE).exists())
+    if not found:
+        raise ValueError(f"{str(folder)!r} has no finished checkpoint")
+    return found[-1]
+
+
+def weights(place: Path, averaged: bool = True) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, whole, on the CPU: no model and no other rank is needed. Averaged ones are those that EMA
+    keeps."""
+    metadata, part = FileSystemReader(place).read_metadata().state_dict_metadata, "ema." if averaged else "model."
+    flat = {
+        name: torch.empty(own.size, dtype=own.properties.dtype)
+        for name, own in metadata.items()
+        if name.startswith(part) and isinstance(own, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(flat, checkpoint_id=place, no_dist=True)
+    return {name.removeprefix(part): value for name, value in flat.items()}
+
+
+def _put(target: torch.Tensor, value: torch.Tensor, what: str) -> None:
+    """Fill a tensor, or this rank's part of it, with a whole one."""
+    if value.shape != target.shape:
+        raise ValueError(f"{what} is {tuple(value.shape)}, {tuple(target.shape)} here")
+    if isinstance(target, DTensor):  # every rank has read all of it
+        value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+    with torch.no_grad():
+        target.copy_(value)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _sizes(place: Path) -> dict[str, tuple[int, ...]]:
+    metadata = FileSystemReader(place).read_metadata().state_dict_metadata
+    return {name: tuple(getattr(own, "size", ())) for name, own in metadata.items()}
 
 
 def _name(step: int) -> str:

@@ -74,12 +74,12 @@ class ShardData:
     def __init__(self, config: DataConfig, draw: Draw, layout: Layout, ranks: Ranks) -> None:
         """Reads the indexes. Raises ValueError where shards, views or encodings will not do."""
         self.config, self.draw, self.layout, self.ranks = config, draw, layout, ranks
-        self.sources, self.plan = _planned("train", config.train, config)
+        self.sources, self.plan = planned("train", config.train, config)
         self.global_tokens = config.global_tokens
         self.reader = Reader(self.sources, config.seed, cache_bytes=config.cache_mb << 20)
         self.held: tuple[Reader, Plan] | None = None
         if config.held_out:
-            sources, plan = _planned("held_out", config.held_out, config)
+            sources, plan = planned("held_out", config.held_out, config)
             self.held = Reader(sources, config.seed, cache_bytes=config.cache_mb << 20), plan
         self.groups = _groups(layout, ranks)
 
@@ -166,7 +166,7 @@ def _source(dataset: DatasetConfig) -> Source:
     return Source(index.read(dataset.path), dataset.view, encoded)
 
 
-def _planned(part: str, datasets: Mapping[str, DatasetConfig], config: DataConfig) -> tuple[dict[str, Source], Plan]:
+def planned(part: str, datasets: Mapping[str, DatasetConfig], config: DataConfig) -> tuple[dict[str, Source], Plan]:
     """Raises ValueError where there are no datasets, or they will not do."""
     mix = Mix(
         global_tokens=config.global_tokens,

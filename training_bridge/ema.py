@@ -31,6 +31,12 @@ class Ema:
         torch._foreach_lerp_(_local(self.average), _local(self.own), 1 - decay)
         self.updates += 1
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin again as a copy of the parameters as they are."""
+        torch._foreach_copy_(_local(self.average), _local(self.own))
+        self.updates = 0
+
     @contextmanager
     @torch.no_grad()
     def swapped(self) -> Iterator[None]:

@@ -142,6 +142,25 @@ class Joined:
         return self.shards[shard], (rest[0], rest[1], rest[2])
 
 
+def only(root: str, name: str) -> str:
+    """The fingerprint of the encoder whose encodings of that name lie beside the shards of a folder or URL.
+
+    Raises ValueError where there is none, or more than one.
+    """
+    fs, path = fsspec.core.url_to_fs(root)
+    found: set[str] = set()
+    for place in fs.find(path):
+        folder, _, file = place.rpartition("/")
+        if folder.rpartition("/")[2].startswith(ENCODED) and file.endswith(".parquet") and not file.startswith("_"):
+            table = read_index(pa.BufferReader(fs.cat_file(place)))
+            if table["member"][0].as_py().endswith(f".{name}.npy"):
+                found.add((table.schema.metadata or {}).get(MADE_BY, b"").decode())
+    if len(found) != 1:
+        said = f"encoders {', '.join(sorted(found))}: name one" if found else "no encoder: `reelset encode` makes them"
+        raise ValueError(f"{root!r} has {name} encodings of {said}")
+    return found.pop()
+
+
 def rows_of(index: Index, shard: int) -> pa.Table:
     """The rows of one shard: they stand side by side."""
     first, end = np.searchsorted(index.table["shard"].to_numpy(), [shard, shard + 1])

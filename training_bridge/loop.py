@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from training_bridge.checkpoint import Checkpoints, state_of
+from training_bridge.checkpoint import Checkpoints, newest_of, state_of
 from training_bridge.ema import Ema
 from training_bridge.layout import Layout, Meshes
 from training_bridge.metrics import Clock, Log, peak_flops
@@ -35,13 +35,69 @@ STOPPED = 75
 """Exit code of a run that was told to stop (SIGTERM, SIGUSR1) and wrote a checkpoint: start it again to go on."""
 SPIKE_OVER = 50
 """Steps of a shape whose mean loss a spike is measured against."""
-
+PROFILE_FROM, PROFILE_STEPS = 10, 3
 
 DIGEST_BYTES = 16
 
 
 class NotFinite(Exception):
     """A loss or gradient that is no number; the text names the step and its samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Which weights a run begins with, instead of drawn ones. Once it has a checkpoint of its own it goes on from that."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    path: str
+    """Another run's folder, whose newest checkpoint is taken, or a checkpoint."""
+    weights: Literal["averaged", "plain"] = "averaged"
+    """`averaged`: its EMA. The new run's EMA begins as a copy of what it begins with, its decay warming up again."""
+    optimizer: Literal["fresh", "kept"] = "fresh"
+    """`kept`: AdamW's moments and their count of steps too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlateauConfig:
+    """When the rate falls: at a validation that is the `patience`-th in a row without a new best."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    measure: str = "loss"
+    """Of those that validation says; smaller is better."""
+    min_delta: float = 0.001
+    """A new best is smaller than the best before by more than this share of it."""
+    patience: int = 3
+    factor: float = 0.5
+    least_frac: float = 0.1
+    """The rate falls no lower than this share of `lr`."""
+
+    def __post_init__(self) -> None:
+        if not (self.min_delta >= 0 and self.patience >= 1 and 0 < self.factor < 1 and 0 < self.least_frac <= 1):
+            raise ValueError(f"min_delta >= 0, patience >= 1, 0 < factor < 1 and 0 < least_frac <= 1 are wanted, not {self}")
+
+
+@dataclass
+class Plateau:
+    """Where a run stands with its plateaus; a part of its checkpoints."""
+
+    scale: float = 1.0
+    """What the rate is multiplied with."""
+    best: float | None = None
+    waited: int = 0
+    """Validations since the best, or since the last fall."""
+
+    def see(self, value: float, config: PlateauConfig) -> bool:
+        """A validation's measure; returns whether the rate falls."""
+        if self.best is None or value < self.best * (1 - config.min_delta):
+            self.best, self.waited = value, 0
+            return False
+        self.waited += 1
+        if self.waited < config.patience or self.scale <= config.least_frac:
+            return False
+        self.scale, self.waited = max(self.scale * config.factor, config.least_frac), 0
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +113,11 @@ class LoopConfig:
     lr: float = 1e-4
     warmup_steps: int = 100
     """The rate rises linearly over these."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up; `cosine` ends at `final_lr_frac` of the rate."""
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    """After the warm-up; `cosine` ends at `final_lr_frac` of the rate, `plateau` lowers it as `plateau` says."""
     final_lr_frac: float = 0.1
+    plateau: PlateauConfig = field(default_factory=PlateauConfig)
+    init: InitConfig | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     """Largest norm of the gradient of each part of the model."""
@@ -79,6 +137,8 @@ class LoopConfig:
     validate_every: int = 1000
     log_every: int = 10
     tensorboard: bool = False
+    profile: bool = False
+    """Write what rank 0 does in steps 10 to 12 after a start to `profile/`, for chrome://tracing or Perfetto."""
     layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self) -> None:
@@ -122,7 +182,7 @@ class Task(Protocol):
         """The sum of weight x loss over this rank's part of the samples, and sums of what is logged."""
 
     def validate(self, model: nn.ModuleDict, batch: "Batch") -> dict[str, Tensor]:
-        """Sums of weight x measure over held-out samples."""
+        """Sums of weight x measure over this rank's part of held-out samples."""
 
     def validated(self, group: dist.ProcessGroup) -> dict[str, float]:
         """Measures of all held-out samples together, after the last; `group` has all ranks."""
@@ -135,6 +195,13 @@ class Task(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with beside its tensors."""
+
+    @property
+    def grows(self) -> tuple[str, ...]:
+        """Parts of the fingerprint that may be another in weights to begin with."""
+
+    def grow(self, weights: dict[str, Tensor], moments: Sequence[dict[str, Tensor]]) -> None:
+        """Give weights to begin with the model's shapes, in place; `moments` are AdamW's, under the same names."""
 
 
 class Data(Protocol):
@@ -200,12 +267,12 @@ def precision(config: LoopConfig, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if low else None
 
 
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """The rate of a step, from 0 on."""
+def learning_rate(config: LoopConfig, step: int, scale: float = 1.0) -> float:
+    """The rate of a step, from 0 on; `scale` is what plateaus have left of it."""
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
+        return scale * config.lr * (step + 1) / config.warmup_steps
+    if config.schedule != "cosine":
+        return scale * config.lr
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.lr * (config.final_lr_frac + (1 - config.final_lr_frac) * (1 + math.cos(math.pi * min(1.0, done))) / 2)
 
@@ -234,21 +301,28 @@ class Trainer:
         self.step = 0
         self.recent: dict[str, list[float]] = {}
         """The last losses of each shape."""
+        self.plateau = Plateau()
         if (place := self.checkpoints.newest()) is not None:
             self._resume(place)
+        elif config.init is not None:
+            self._begin(config.init)
         self.stop = False
         first = ranks.rank == 0
         self.log = Log(folder, first, config.log_every, start=self.step, tensorboard=config.tensorboard)
 
     def _resume(self, place: Path) -> None:
         state = state_of(place)
-        if wrong := [k for k, v in self.task.fingerprint().items() if state["task"].get(k) != v]:
-            now = self.task.fingerprint()
-            said = "; ".join(f"{k}: {state['task'].get(k)!r} there, {now[k]!r} here" for k in wrong)
-            raise ValueError(f"{str(place)!r} is of another model: {said}")
+        check_fingerprint(place, state["task"], self.task.fingerprint())
         self.step = self.data.resume(state["data"])
-        self.recent = state["recent"]
+        self.recent, self.plateau = state["recent"], Plateau(**state["plateau"])
         self.checkpoints.load(place, self.model, self.optimizer, self.ema)
+
+    def _begin(self, init: InitConfig) -> None:
+        """Take another run's weights."""
+        place = newest_of(Path(init.path))
+        check_fingerprint(place, state_of(place)["task"], self.task.fingerprint(), self.task.grows)
+        kept = self.optimizer if init.optimizer == "kept" else None
+        self.checkpoints.begin(place, self.model, kept, self.ema, init.weights == "averaged", self.task.grow)
 
     def run(self) -> int:
         """Train to the last step. Returns 0, or STOPPED after a signal.
@@ -256,13 +330,17 @@ class Trainer:
         Raises NotFinite at the step where a loss or gradient is no number, the last good checkpoint pinned.
         """
         self.checkpoints.sweep()
-        with self._signals():
+        with self._signals(), self._profiler() as profiler:
             batches = self.data.batches(self.step)
             while self.step < self.config.steps:
                 stopping = self._train_step(batches)
+                profiler.step()
                 last = self.step == self.config.steps or stopping
-                if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
-                    self.validate()
+                due = self.step % self.config.validate_every == 0
+                if due or self.step == self.config.steps:
+                    numbers = self.validate()
+                    if due and self.config.schedule == "plateau":
+                        self._lower(numbers)
                 if self.step % self.config.checkpoint_every == 0 or last:
                     self.save()
                 self.checkpoints.poll()
@@ -284,9 +362,33 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def _profiler(self) -> Iterator[Any]:
+        if not (self.config.profile and self.ranks.rank == 0):
+            yield _NoProfiler()
+            return
+        from torch.profiler import profile, schedule
+
+        place = self.folder / "profile" / f"step-{self.step:08d}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with profile(
+            schedule=schedule(wait=PROFILE_FROM - 1, warmup=1, active=PROFILE_STEPS, repeat=1),
+            on_trace_ready=lambda made: made.export_chrome_trace(str(place)),
+        ) as profiler:
+            yield profiler
+
+    def _lower(self, numbers: Mapping[str, float]) -> None:
+        """Lower the rate where validation stands still, and say so."""
+        own = self.config.plateau
+        if own.measure not in numbers:
+            raise ValueError(f"schedule plateau: validation says no {own.measure!r} but {', '.join(numbers) or 'nothing'}")
+        if self.plateau.see(numbers[own.measure], own):
+            said = {"event": "plateau", "measure": numbers[own.measure], "best": self.plateau.best, "scale": self.plateau.scale}
+            self.log.write("event", self.step, said)
+
     def _train_step(self, batches: Iterator["Batch"]) -> bool:
         """One step; returns whether any rank was told to stop."""
-        clock, rate = Clock(), learning_rate(self.config, self.step)
+        clock, rate = Clock(), learning_rate(self.config, self.step, self.plateau.scale)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
@@ -423,7 +525,7 @@ class Trainer:
         with torch.no_grad(), self.ema.swapped(), self._autocast():
             for number, batch in enumerate(self.data.held_out()):
                 on = batch.to(self.ranks.device)
-                weight = on.weights.sum()
+                weight = on.weights.sum() / (len(self.layout.peers(self.ranks.rank, on.shape.frames)) // self.layout.tensor)
                 for name, value in {**self.task.validate(self.model, on), "weight": weight}.items():
                     for key in (name, f"{name}/{on.shape}"):
                         sums[key] = sums.get(key, torch.zeros(())) + value.detach().cpu()
@@ -448,8 +550,20 @@ class Trainer:
     def save(self) -> None:
         """Begin to write a checkpoint."""
         state = {"step": self.step, "data": self.data.state(self.step), "task": self.task.fingerprint(), "recent": self.recent}
-        state |= {"layout": str(self.layout), "name": self.task.name}
+        state |= {"layout": str(self.layout), "name": self.task.name, "plateau": vars(self.plateau)}
         self.checkpoints.save(self.model, self.optimizer, self.ema, state)
+
+
+class _NoProfiler:
+    def step(self) -> None:
+        """Nothing is recorded."""
+
+
+def check_fingerprint(place: Path, there: Mapping[str, Any], here: Mapping[str, Any], free: Sequence[str] = ()) -> None:
+    """Raises ValueError where a checkpoint's fingerprint is another, in anything but what is `free`."""
+    if wrong := [name for name in here if there.get(name) != here[name] and name not in free]:
+        said = "; ".join(f"{name}: {there.get(name)!r} there, {here[name]!r} here" for name in wrong)
+        raise ValueError(f"{str(place)!r} is of another model: {said}")
 
 
 def _means(sums: Mapping[str, float]) -> dict[str, float]:

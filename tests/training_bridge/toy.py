@@ -5,7 +5,7 @@ python -m tests.training_bridge.toy FOLDER JSON     one rank (RANK, WORLD_SIZE, 
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -137,6 +137,11 @@ class ToyTask:
 
     def fingerprint(self) -> dict[str, Any]:
         return {"width": self.width}
+
+    grows = ()
+
+    def grow(self, weights: dict[str, Tensor], moments: Sequence[dict[str, Tensor]]) -> None:
+        pass
 
 
 def trainer(folder: Path, *, poison: int = -1, width: int = 16, seed: int = 0, **settings: Any) -> Trainer:

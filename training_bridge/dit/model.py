@@ -303,7 +303,7 @@ class Backbone(nn.Module):
         x, places, modulation, time = self.entry(patches_BSP, places, time_BF)
         for block in self.blocks:
             x = block(x, places, modulation, text_BLD, mask_BL)
-        y: Tensor = self.head(x, time)
+        y: Tensor = self.head(x, time).clone()  # FSDP puts a hook on it, which views may lose
         return y
 
 

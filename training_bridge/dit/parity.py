@@ -6,6 +6,7 @@ every gradient at exactly zero, and zeros agree. So the model starts from no zer
 error. Steps are plain gradient descent: Adam divides by what is nearly nothing and would enlarge rounding.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -196,3 +197,24 @@ def _numbers(seed: int, sample: Sample, purpose: str, shape: tuple[int, ...]) ->
 
 def _whole(gradient: Tensor) -> Tensor:
     return (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).detach().clone()
+
+
+def main(device: str = "cpu") -> int:
+    """Run it on the ranks of this process's environment, print what was found; 1 where a layout does not agree.
+
+    `torchrun --nproc-per-node 4 -m training_bridge.dit.parity [cuda]`
+    """
+    from training_bridge.launch import ranks
+
+    here, config = ranks(device), ParityConfig()
+    found = parity(config, device=here.device.type)
+    wrong = [agreement for agreement in found if max(agreement.loss, agreement.worst[1]) > config.tolerance]
+    if here.rank == 0:
+        print("\n".join(map(str, found)))
+        print(f"{len(found)} layouts against one rank, {len(wrong)} beyond {config.tolerance:g}")
+    dist.destroy_process_group()
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

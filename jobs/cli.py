@@ -426,6 +426,19 @@ def demo(
     raise typer.Exit(job.demo(output, engine or "ray"))
 
 
+@app.command("demo-train")
+def demo_train(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo-train"),
+    engine: Engine = None,
+    tae_steps: Annotated[int, typer.Option(min=1, help="Steps of the autoencoder's training.")] = 700,
+    flow_steps: Annotated[int, typer.Option(min=1, help="Steps of the flow model's training.")] = 700,
+) -> None:
+    """Curate six made clips, train an autoencoder and a flow model on them, and draw them again from their captions."""
+    from jobs import demo_train as job
+
+    raise typer.Exit(job.demo(output, engine or "inline", job.Budget(tae_steps, flow_steps)))
+
+
 def _place(run: str) -> str:
     """A run folder as a URL, or an absolute path: workers on this machine may stand in other folders."""
     from curation import storage

@@ -12,7 +12,7 @@ import torch
 from tests.training_bridge.launched import ended, launched, start
 from tests.training_bridge.toy import trainer
 from training_bridge.checkpoint import PINNED, state_of
-from training_bridge.loop import STOPPED, LoopConfig, NotFinite, Trainer, learning_rate
+from training_bridge.loop import STOPPED, InitConfig, LoopConfig, NotFinite, Plateau, PlateauConfig, Trainer, learning_rate
 
 TOY = "tests.training_bridge.toy"
 OFTEN = {"validate_every": 10, "checkpoint_every": 20}
@@ -230,3 +230,55 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
     assert learning_rate(LoopConfig(steps=10, lr=1.0, warmup_steps=2), 9) == 1.0
+
+
+def test_a_plateau_lowers_the_rate() -> None:
+    """A new best is 10 % better than the last; the second validation without one halves the rate, down to a quarter of it."""
+    config = PlateauConfig(min_delta=0.1, patience=2, factor=0.5, least_frac=0.25)
+    seen = Plateau()
+    falls = [seen.see(value, config) for value in (1.0, 0.95, 0.8, 0.79, 0.78, 0.7, 0.7, 0.7, 0.7, 0.7)]
+    assert falls == [False, False, False, False, True, False, False, True, False, False]
+    assert seen == Plateau(scale=0.25, best=0.7, waited=4 - 2)
+    rates = LoopConfig(steps=10, lr=1.0, warmup_steps=2, schedule="plateau")
+    assert [learning_rate(rates, step, 0.25) for step in (0, 1, 2, 9)] == [0.125, 0.25, 0.25, 0.25]
+    with pytest.raises(ValueError, match="0 < factor < 1"):
+        PlateauConfig(factor=1.0)
+
+
+def test_a_plateau_is_in_the_log_and_in_the_checkpoint(tmp_path: Path) -> None:
+    """Nothing is ever better by half, so every second validation halves the rate; a resumed run does the same."""
+    own = {"schedule": "plateau", "plateau": PlateauConfig(measure="fit", min_delta=0.5, patience=2), "validate_every": 4}
+    own |= {"checkpoint_every": 4, "warmup_steps": 0}
+    assert trainer(tmp_path / "whole", steps=24, **own).run() == 0
+    assert trainer(tmp_path / "parts", steps=14, **own).run() == 0
+    assert trainer(tmp_path / "parts", steps=24, **own).run() == 0
+    falls = lines(tmp_path / "whole", "event")
+    assert [(fall["step"], fall["scale"]) for fall in falls] == [(12, 0.5), (20, 0.25)]
+    assert series(tmp_path / "whole", "lr") == [1e-2] * 12 + [5e-3] * 8 + [2.5e-3] * 4
+    assert lines(tmp_path / "parts", "event") == falls
+    assert series(tmp_path / "parts", "loss") == series(tmp_path / "whole", "loss")
+    with pytest.raises(ValueError, match="validation says no 'loss' but fit, ranks"):
+        trainer(tmp_path / "other", steps=4, schedule="plateau", validate_every=4).run()
+
+
+@pytest.mark.parametrize("weights_of,optimizer", [("averaged", "fresh"), ("plain", "kept")])
+def test_a_run_begins_with_anothers_weights(whole: Trainer, tmp_path: Path, weights_of: Any, optimizer: Any) -> None:
+    init = InitConfig(path=str(whole.folder), weights=weights_of, optimizer=optimizer)
+    begun = trainer(tmp_path, init=init, seed=1, steps=2)
+    expected = weights(whole) | (whole.ema.average if weights_of == "averaged" else {})
+    assert begun.step == 0 and all(torch.equal(value, expected[name]) for name, value in weights(begun).items())
+    assert all(torch.equal(value, expected[name]) for name, value in begun.ema.average.items()) and begun.ema.updates == 0
+    assert len(begun.optimizer.state) == (0 if optimizer == "fresh" else len(expected))
+    for mine, theirs in zip(begun.optimizer.state.values(), whole.optimizer.state.values(), strict=False):
+        assert torch.equal(mine["exp_avg_sq"], theirs["exp_avg_sq"])
+    assert begun.run() == 0
+    (whole.folder / "gone").mkdir(exist_ok=True)
+    again = trainer(tmp_path, init=InitConfig(path=str(whole.folder / "gone")), seed=1, steps=2)
+    assert again.step == 2, "its own checkpoint is taken, and the other run is not asked"
+    with pytest.raises(ValueError, match="is of another model: width: 16 there, 24 here"):
+        trainer(tmp_path / "wide", init=init, width=24)
+
+
+def test_a_profile_is_written(tmp_path: Path) -> None:
+    assert trainer(tmp_path, steps=14, profile=True).run() == 0
+    assert json.loads((tmp_path / "profile" / "step-00000000.json").read_text())["traceEvents"]

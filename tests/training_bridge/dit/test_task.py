@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.training_bridge.dit.runs import BACKBONE, FILM, FROZEN, IMAGE, settings, shards
-from tests.training_bridge.launched import launched
+from tests.training_bridge.launched import ended, start
 from tests.training_bridge.samples import TinyLatents, encode_shards
 from training_bridge import encoded
 from training_bridge.checkpoint import newest_of, state_of
@@ -55,22 +55,20 @@ def series(folder: Path, name: str, kind: str = "step") -> list[Any]:
 
 
 def test_two_ranks_are_one_however_they_share(made: Path, whole: Path, tmp_path: Path) -> None:
-    """FSDP, context and tensor ranks in one start, and one run that changes from data to tensor ranks on the way."""
+    """Half of the run on data, context and tensor ranks, in one start; then one rank goes on."""
     for name, layout in LAYOUTS.items():
-        write(tmp_path / name, checked(FlowRun, settings(made, layout=layout)))
-    launched(2, "tests.training_bridge.dit.runs", *(str(tmp_path / name) for name in LAYOUTS))
-    assert set(series(whole, "shape")) == {str(FILM), str(IMAGE)}
+        write(tmp_path / name, checked(FlowRun, settings(made, steps=4, layout=layout)))
+    done = ended(start(2, "tests.training_bridge.dit.runs", *(str(tmp_path / name) for name in LAYOUTS)), timeout_s=280)
+    assert [code for code, _ in done] == [0, 0], done
+    assert set(series(whole, "shape")[:4]) == {str(FILM), str(IMAGE)}
     for name in LAYOUTS:
-        assert series(tmp_path / name, "digest") == series(whole, "digest"), name
-        for kind in ("step", "validation"):
-            assert series(tmp_path / name, "loss", kind) == pytest.approx(series(whole, "loss", kind), rel=1e-5), name
-        last, there = lines(whole, "validation")[-1], lines(tmp_path / name, "validation")[-1]
-        assert last == pytest.approx(there, rel=1e-5) and any(key.startswith("loss_t") for key in last)
-        for weight, value in weights_of(newest_of(whole)).items():
-            torch.testing.assert_close(weights_of(newest_of(tmp_path / name))[weight], value, rtol=1e-3, atol=2e-5)
-    again = train(tmp_path / "tensor", settings(made, steps=10))
-    longer = train(tmp_path / "longer", settings(made, steps=10))
-    assert series(again, "loss") == pytest.approx(series(longer, "loss"), rel=1e-5)
+        assert series(tmp_path / name, "digest") == series(whole, "digest")[:4], name
+        assert series(tmp_path / name, "loss") == pytest.approx(series(whole, "loss")[:4], rel=1e-5), name
+        there, here = ({**lines(run, "validation")[0], "kind": 0} for run in (whole, tmp_path / name))
+        assert here == pytest.approx(there, rel=1e-5) and any(key.startswith("loss_t") for key in here)
+    again = train(tmp_path / "tensor", settings(made))
+    assert series(again, "loss") == pytest.approx(series(whole, "loss"), rel=1e-5)
+    assert series(again, "digest") == series(whole, "digest")
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(made: Path, whole: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def read(place: Path) -> Finished:
 
 
 def _last_stage(folder: Path) -> Path:
-    tree = json.loads(settings.text(folder) or "{}")
+    tree: dict[str, Any] = json.loads(settings.text(folder) or "{}")
     if kind_of(tree) is not Recipe:
         return folder
     begun: list[Path] = [folder / stage["name"] for stage in tree["stages"] if steps_of(folder / stage["name"])]

@@ -51,6 +51,9 @@ setup: $(VENV)/.base ## Install reelset into .venv
 demo: $(VENV)/.base ## Curate a generated corpus whose truth is known, on Ray, and compare
 	$(BIN)/reelset demo --output demo
 
+demo-train: $(VENV)/.train ## Train an autoencoder and a flow model on six made clips, and draw them again
+	$(BIN)/reelset demo-train --output demo-train
+
 test: $(VENV)/.dev browser ## Run the tests: offline, two cores, no GPU
 	$(BIN)/python -m pytest -m 'not slow and not gpu and not hostile and not faults and not vllm' -n 2 -q
 

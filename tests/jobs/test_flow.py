@@ -185,3 +185,9 @@ def test_psnr_and_what_is_good_enough() -> None:
     film = np.full((2, 4, 4, 3), 100, np.uint8)
     assert psnr(film, film) == 100 and psnr(film, film + 10) == pytest.approx(28.13, abs=0.01)
     assert Drawn("a", 25.0, "a").ok and not Drawn("a", 24.9, "a").ok and not Drawn("a", 40.0, "b").ok
+
+
+@pytest.mark.slow
+def test_parity_is_a_verb(capfd: pytest.CaptureFixture[str]) -> None:
+    assert reelset("train-parity", "--ranks", "2").exit_code == 0
+    assert "4 layouts against one rank, 0 beyond 1e-05" in capfd.readouterr().out

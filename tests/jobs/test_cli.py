@@ -23,7 +23,21 @@ def reelset(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_verb() -> None:
     done = reelset("--help")
     assert done.returncode == 0
-    for verb in ("run", "analyze", "select", "shard", "report", "status", "inspect", "sql", "what-if", "search", "demo"):
+    for verb in (
+        "run",
+        "analyze",
+        "select",
+        "shard",
+        "report",
+        "status",
+        "inspect",
+        "sql",
+        "what-if",
+        "search",
+        "demo",
+        "train",
+        "sample",
+    ):
         assert f" {verb} " in done.stdout
 
 

@@ -1,8 +1,10 @@
 """The flow model's verbs, as a user calls them: latents, training, samples, averages, files."""
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image
 from jobs.demo_train import Drawn, psnr
 from tests.jobs.test_training import MODEL, reelset
 from tests.training_bridge.dit.runs import BACKBONE, FILM, IMAGE, LETTERS, settings
+from tests.training_bridge.dit.test_text import tiny_t5
 from tests.training_bridge.samples import make_shards
 from training_bridge.checkpoint import newest_of, weights
 from training_bridge.dit import finished, recipe
@@ -85,7 +88,9 @@ def test_a_sample_is_exact_and_the_same_from_run_and_file(made: Path, tmp_path: 
     assert reelset("sample", "a prompt", str(file), "-o", str(tmp_path / "c.mp4"), "--seed", "1", *SMALL).exit_code == 0
     assert (tmp_path / "c.mp4").read_bytes() not in films
     one = reelset("sample", "x", str(file), "-o", str(tmp_path / "d.png"), "--size", "1x32x64", "--steps", "2")
-    assert one.exit_code == 0 and Image.open(tmp_path / "d.png").size == (64, 32)
+    assert one.exit_code == 0
+    with Image.open(tmp_path / "d.png") as picture:
+        assert picture.size == (64, 32)
 
 
 def test_the_average_of_models(made: Path, tmp_path: Path) -> None:
@@ -134,6 +139,29 @@ def other_model(made: Path, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+def test_frozen_encoders_texts_are_encoded_trained_on_and_asked_for(made: Path, tmp_path: Path) -> None:
+    from curation import open_clip_model
+
+    open_clip_model.import_package("text")
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    ul2 = {"name": "ul2", "kind": "t5", "path": tiny_t5(tmp_path / "t5"), "width": 32, "limit": 20, "dtype": "float32"}
+    own = tree(made, validate_every=99)
+    own["dit"] |= {"text": [ul2, LETTERS], "pictures": 0}
+    for part, split in (("train", "train"), ("held_out", "validation")):
+        own["data"][part]["clips"]["path"] = str(run / "shards" / "s" / split)
+    assert "has ul2 encodings of no encoder" in str(train(tmp_path / "flow", own).exception)
+    done = reelset("encode", str(run), "--text", str(tmp_path / "flow" / "settings.yaml"), "--engine", "inline")
+    assert done.exit_code == 0 and "; ul2: " in done.output, done.output
+    assert train(tmp_path / "flow", own).exit_code == 0
+    out = str(tmp_path / "x.mp4")
+    assert reelset("sample", "a prompt", str(tmp_path / "flow"), "-o", out, *SMALL).exit_code == 0
+    tiny_t5(tmp_path / "t5", seed=1)
+    said = str(reelset("sample", "a prompt", str(tmp_path / "flow"), "-o", out, *SMALL).exception)
+    assert "is of another model: text: " in said
+
+
 def test_auto_prints_why_and_writes_it_down(made: Path, tmp_path: Path) -> None:
     done = train(tmp_path, tree(made), "--layout", "auto", "--ranks", "2", "--prepare", "--profile")
     assert done.exit_code == 0 and "layout" in done.output and "4 samples of 16 tokens a step" in done.output, done.output
@@ -157,3 +185,9 @@ def test_psnr_and_what_is_good_enough() -> None:
     film = np.full((2, 4, 4, 3), 100, np.uint8)
     assert psnr(film, film) == 100 and psnr(film, film + 10) == pytest.approx(28.13, abs=0.01)
     assert Drawn("a", 25.0, "a").ok and not Drawn("a", 24.9, "a").ok and not Drawn("a", 40.0, "b").ok
+
+
+@pytest.mark.slow
+def test_parity_is_a_verb(capfd: pytest.CaptureFixture[str]) -> None:
+    assert reelset("train-parity", "--ranks", "2").exit_code == 0
+    assert "4 layouts against one rank, 0 beyond 1e-05" in capfd.readouterr().out

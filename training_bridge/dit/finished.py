@@ -129,10 +129,9 @@ class Drawer:
 
     def check_tae(self, tae: "TaeEncoder") -> None:
         """Raises ValueError where an autoencoder is not the one whose latents the model makes."""
-        if tae.fingerprint != self.fingerprint["latents"]:
-            raise ValueError(
-                f"{tae.path!r} is autoencoder {tae.fingerprint}; the model makes latents of {self.fingerprint['latents']}"
-            )
+        own = self.fingerprint["latents"]
+        if tae.fingerprint != own:
+            raise ValueError(f"{tae.path!r} is autoencoder {tae.fingerprint!r}, and the model makes latents of {own!r}")
 
     def draw(self, prompt: str, number: int, shape: Shape, seed: int, sampler: SamplerConfig) -> NDArray[np.float32]:
         """Sample `number` of a seed: normalised latents (C, T, H, W). Raises ValueError for a shape that it cannot draw."""

@@ -1,6 +1,6 @@
 """Runs of the flow model: train one, with the inputs that its data config names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +13,7 @@ from training_bridge.data import DataConfig, DatasetConfig, planned
 from training_bridge.dit import cost
 from training_bridge.dit.task import DitConfig, FlowTask, Inputs, check_layout
 from training_bridge.encoded import LATENT, Encoded
+from training_bridge.index import Shape
 from training_bridge.layout import Layout
 from training_bridge.loop import LoopConfig
 from training_bridge.plan import tokens
@@ -118,10 +119,13 @@ def laid_out(own: FlowRun, world: int, machine: cost.Machine | None = None) -> t
     return made, f"{shape}, {plan.batch[shape]} samples of {tokens(shape)} tokens a step:\n{cost.explained(found)}"
 
 
-def _divides(own: FlowRun, shapes: Iterable[object], candidate: cost.Candidate) -> bool:
+def _divides(own: FlowRun, shapes: Sequence[Shape], candidate: cost.Candidate) -> bool:
+    """Whether every shape's tokens divide, and context ranks have films to share."""
     layout = Layout(context=candidate.context, tensor=candidate.tensor)
+    if layout.context > 1 and all(shape.frames == 1 for shape in shapes):
+        return False
     try:
-        check_layout(own.dit.architecture, list(shapes), layout)  # type: ignore[arg-type]
+        check_layout(own.dit.architecture, shapes, layout)
     except ValueError:
         return False
     return True

@@ -159,6 +159,10 @@ class FlowTask:
         backbone, shared = _backbone(model), self.exchange is not None and batch.shape.frames > 1
         backbone.set_exchange(self.exchange if shared else None)
         rank, ranks = (dist.get_rank(self.group), dist.get_world_size(self.group)) if shared else (0, 1)
+        if (found := batch.tensors["latents"].shape[1]) != self.architecture.channels:
+            raise ValueError(
+                f"the latents have {found} channels, the backbone takes {self.architecture.channels}: another autoencoder's?"
+            )
         text, mask = self._text(model, batch.ragged, batch.texts, drop)
         return sample_losses(
             backbone,

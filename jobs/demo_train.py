@@ -216,7 +216,7 @@ def train_flow(folder: Path, small: Path, tae: Path, steps: int) -> Path:
     from training_bridge.loop import LoopConfig
 
     clips = DatasetConfig(path=str(small.absolute()))
-    data = DataConfig(train=dict.fromkeys("abcd", clips), global_tokens=32 * 4 * len(FILMS), workers=1)
+    data = DataConfig(train=dict.fromkeys("abcd", clips), global_tokens=32 * 4 * len(FILMS), workers=0)
     loop = LoopConfig(steps=steps, lr=1e-3, warmup_steps=50, schedule="cosine", ema_decay=0.99, log_every=50)
     dit = DitConfig(
         size="tiny", lengths=(2, 4, 4), objective=FlowConfig(text_drop=0.0), prompt="{prompt}", tae=str(tae.absolute())

@@ -12,7 +12,8 @@ import torch
 from tests.training_bridge.launched import ended, launched, start
 from tests.training_bridge.toy import trainer
 from training_bridge.checkpoint import PINNED, state_of
-from training_bridge.loop import STOPPED, InitConfig, LoopConfig, NotFinite, Plateau, PlateauConfig, Trainer, learning_rate
+from training_bridge.loop import STOPPED, InitConfig, LoopConfig, NotFinite, Trainer, learning_rate
+from training_bridge.plateau import Plateau, PlateauConfig
 
 TOY = "tests.training_bridge.toy"
 OFTEN = {"validate_every": 10, "checkpoint_every": 20}

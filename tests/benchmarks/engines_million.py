@@ -20,6 +20,7 @@ SETTINGS = {
     "spark.driver.memory": "2g",
     "spark.sql.shuffle.partitions": "16",
     "spark.ui.enabled": "false",
+    "spark.sql.broadcastTimeout": "3600",
     "spark.sql.files.openCostInBytes": "65536",
 }
 

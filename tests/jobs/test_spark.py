@@ -16,9 +16,10 @@ from jobs.stats import prepare, shipped
 from tests.jobs import analyst_run
 from tests.jobs.run_samples import make_run
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning:pyspark", "ignore::ResourceWarning", "ignore::DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:pyspark", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.timeout(900),  # a minute on a machine of its own
+]
 
 
 @pytest.fixture(scope="module")

@@ -431,7 +431,7 @@ def demo_train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo-train"),
     engine: Engine = None,
     tae_steps: Annotated[int, typer.Option(min=1, help="Steps of the autoencoder's training.")] = 700,
-    flow_steps: Annotated[int, typer.Option(min=1, help="Steps of the flow model's training.")] = 700,
+    flow_steps: Annotated[int, typer.Option(min=1, help="Steps of the flow model's training.")] = 400,
 ) -> None:
     """Curate six made clips, train an autoencoder and a flow model on them, and draw them again from their captions."""
     from jobs import demo_train as job

@@ -48,7 +48,7 @@ class Budget:
     """Steps of the two trainings; the defaults take some nine and four minutes on two cores."""
 
     tae_steps: int = 700
-    flow_steps: int = 700
+    flow_steps: int = 400
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ CLASSES = (
 COLUMNS = ("camera", "camera_confidence", "camera_code")
 SHIPPED = Path(__file__).parent / "camera.npz"
 
-LEAST_PAIRS = 8
-"""Fewer pairs of frames, about two thirds of a second, show no course of motion."""
+LEAST_PAIRS = 3
+"""Fewer pairs of frames, three quarters of a second, show no course of motion."""
 LEAST_TRUSTED = 0.02
 """A pair with a smaller share of textured blocks says nothing; a clip in which half of them are such has no texture."""
 SLOW = 0.01
@@ -75,7 +75,7 @@ def motion_of(series: Mapping[str, Any], start: int, end: int, least_s: float) -
 
     Raises Unlabelled not_measured (a series of before the columns were), too_short or no_texture.
     """
-    ends = series.get("pair_frame")
+    ends = series.get("camera_frame")
     if ends is None:
         raise Unlabelled("not_measured")
     ends = np.asarray(ends, np.int64)
@@ -95,20 +95,20 @@ def motion_of(series: Mapping[str, Any], start: int, end: int, least_s: float) -
 def features(pairs: Array, at: Array) -> Array:
     """Numbers (F,) of a clip's pairs (P, K) and their times (P,).
 
-    Of each motion (shift, expansion, roll, shears, the six quadratic terms, the middle's own): the mean, the median, four
+    Of each motion (shift, expansion, roll, shears, the six quadratic terms, the middle's own): the mean, the median, three
     means in time order, slow and fast deviation, its part of the whole. Of each zone its departure from the fit. What goes
     with the shift and with the expansion from pair to pair, as perspective and depth do. Then the shares and residuals, and
     the spectrum of the shift.
     """
     c = dict(zip(CAMERA_PAIRS, pairs.T, strict=True))
-    u, v = c["pair_u"], c["pair_v"]
-    grow, roll = (c["pair_u_x"] + c["pair_v_y"]) / 2, (c["pair_v_x"] - c["pair_u_y"]) / 2
-    shears = (c["pair_u_x"] - c["pair_v_y"]) / 2, (c["pair_u_y"] + c["pair_v_x"]) / 2
-    curved = [c[f"pair_{axis}_{term}"] for axis in "uv" for term in ("xx", "xy", "yy")]
-    zones = np.stack([c[f"pair_zone_{axis}_{row}{column}"] for axis in "uv" for row in range(3) for column in range(3)])
+    u, v = c["camera_u"], c["camera_v"]
+    grow, roll = (c["camera_u_x"] + c["camera_v_y"]) / 2, (c["camera_v_x"] - c["camera_u_y"]) / 2
+    shears = (c["camera_u_x"] - c["camera_v_y"]) / 2, (c["camera_u_y"] + c["camera_v_x"]) / 2
+    curved = [c[f"camera_{axis}_{term}"] for axis in "uv" for term in ("xx", "xy", "yy")]
+    zones = np.stack([c[f"camera_zone_{axis}_{row}{column}"] for axis in "uv" for row in range(3) for column in range(3)])
     motion = np.stack([u, v, grow, roll, *shears, *curved, u + zones[4], v + zones[13]])
     middle = np.median(motion, axis=1)
-    parts = np.stack([part.mean(axis=1) for part in np.array_split(motion, 4, axis=1)], axis=1)
+    parts = np.stack([part.mean(axis=1) for part in np.array_split(motion, 3, axis=1)], axis=1)
     fast = np.diff(motion, axis=1).std(axis=1) / 2**0.5
     out = [_soft(x).ravel() for x in (motion.mean(axis=1), middle, parts, parts.std(axis=1), fast, motion.std(axis=1))]
     size = np.sqrt(middle[0] ** 2 + middle[1] ** 2 + (0.4 * middle[2]) ** 2 + (0.4 * middle[3]) ** 2) + SLOW / 2
@@ -118,8 +118,8 @@ def features(pairs: Array, at: Array) -> Array:
         slope = np.concatenate([motion, zones]) @ guide / (guide @ guide + len(guide) * SLOW**2)
         out.append(np.clip(slope, -6, 6))
     speed = np.sqrt(u**2 + v**2 + (0.4 * grow) ** 2) + SLOW
-    shares = [c[f"pair_{name}_frac"] for name in ("trusted", "changed", "inlier", "still")]
-    rests = [c[f"pair_{name}"] for name in ("rest_along", "rest_across", "ahead")]
+    shares = [c[f"camera_{name}_frac"] for name in ("trusted", "changed", "inlier", "still")]
+    rests = [c[f"camera_{name}"] for name in ("rest_along", "rest_across", "ahead")]
     many = np.stack([*shares, *(_soft(r) for r in rests), *(np.clip(r / speed, -4, 4) for r in rests)])
     out += [many.mean(axis=1), *np.quantile(many, (0.1, 0.5, 0.9), axis=1)]
     direct = np.abs(motion[:4].sum(axis=1)) / (np.abs(motion[:4]).sum(axis=1) + len(at) * SLOW / 10)

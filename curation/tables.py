@@ -72,18 +72,18 @@ CLIP_SCORES: tuple[str, ...] = (
 )
 
 CAMERA_PAIRS: tuple[str, ...] = (
-    "pair_trusted_frac",
-    "pair_changed_frac",
-    *(f"pair_{axis}{term}" for axis in "uv" for term in ("", "_x", "_y")),
-    *(f"pair_{axis}{term}" for axis in "uv" for term in ("_xx", "_xy", "_yy")),
-    "pair_inlier_frac",
-    "pair_rest_along",
-    "pair_rest_across",
-    "pair_ahead",
-    "pair_still_frac",
-    *(f"pair_zone_{axis}_{row}{column}" for axis in "uv" for row in range(3) for column in range(3)),
+    "camera_trusted_frac",
+    "camera_changed_frac",
+    *(f"camera_{axis}{term}" for axis in "uv" for term in ("", "_x", "_y")),
+    *(f"camera_{axis}{term}" for axis in "uv" for term in ("_xx", "_xy", "_yy")),
+    "camera_inlier_frac",
+    "camera_rest_along",
+    "camera_rest_across",
+    "camera_ahead",
+    "camera_still_frac",
+    *(f"camera_zone_{axis}_{row}{column}" for axis in "uv" for row in range(3) for column in range(3)),
 )
-"""What `filters/camera_series.py` keeps of a pair of frames beside its later frame, `pair_frame`."""
+"""What `filters/camera_series.py` keeps of a pair of frames beside its later frame, `camera_frame`."""
 
 CLIPS = pa.schema(
     [
@@ -130,8 +130,8 @@ SERIES = pa.schema(
         ("shot_probability", pa.list_(pa.float32())),
         # one a quarter of a second: which of 24 x 24 cells differ from a quarter of a second before, a bit each
         ("change_map", pa.list_(pa.binary())),
-        # one value a pair of frames whose flow is measured; `pair_frame` is the later one
-        ("pair_frame", pa.list_(pa.int32())),
+        # one value a pair of frames whose flow is measured; `camera_frame` is the later one
+        ("camera_frame", pa.list_(pa.int32())),
         *((name, pa.list_(pa.float32())) for name in CAMERA_PAIRS),
         # one value a sampled frame; `sample_frame` says which
         ("sample_frame", pa.list_(pa.int32())),

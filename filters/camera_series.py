@@ -78,7 +78,7 @@ class CameraSeries:
         """The columns, one value a pair."""
         self._reduce()
         table = np.concatenate(self.rows) if self.rows else np.zeros((0, len(CAMERA_PAIRS)))
-        columns: dict[str, Any] = {"pair_frame": np.array(self.frames, np.int32)}
+        columns: dict[str, Any] = {"camera_frame": np.array(self.frames, np.int32)}
         return columns | {name: table[:, i].astype(np.float32) for i, name in enumerate(CAMERA_PAIRS)}
 
 

@@ -114,8 +114,8 @@ class Meter:
             moved = self.flow.push(reduced.y, reduced.scale)
             if index == 0:
                 moved = (0.0, 0.0, 0.0)
-            elif moved is not None and self.flow.blocks is not None:
-                self.camera.push(index, self.times[index] - self.times[index - self.flow.gap], self.flow.blocks)
+            elif moved is not None and (blocks := self.flow.camera_pair()) is not None:
+                self.camera.push(index, self.times[index] - self.times[index - self.flow.span], blocks)
             if moved is not None:
                 # One value for all frames of the pair: they moved that much each.
                 for name, value in zip(FLOW, moved, strict=True):

@@ -4,6 +4,7 @@ The classes reduce a stream of frames to floats; the functions at the end turn s
 All scores are None where a clip has no pair of frames to speak of.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,9 @@ FIXED_POINT = 128
 
 FLOW_HZ = 12
 """Pairs of frames whose flow is measured, a second: longer steps lift small motion above the flow's own error."""
+CAMERA_STEPS = 3
+"""Steps of the flow between the two pictures of a camera's pair, a quarter of a second: what depth and slow moves do then
+stands three times as far above the flow's error. One pair begins where the other ends."""
 FLOW_SHORT_SIDE = 32
 """Lower pictures are made so high: OpenCV's DIS flow would choose its scales by the width alone and read beyond them."""
 BLOCK = 4
@@ -127,24 +131,24 @@ class Flow:
         self.gap = flow_gap(fps)
         self.short = min(width, height)
         self.index = 0
-        self.before: Plane | None = None
-        self.blocks: Blocks | None = None
-        """The last pair's, for whoever asks more of the flow."""
+        self.held: deque[Plane] = deque(maxlen=CAMERA_STEPS + 1)
         self.flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        # At its fastest DIS looks at every fourth pixel: a card before a wall, which tells a push from a zoom, is lost.
+        self.fine = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self.fine.setFinestScale(0)
 
     def push(self, luma: Plane, scale: int) -> tuple[float, float, float] | None:
         """Add the next small luma plane, of which one pixel is `scale` full pixels."""
         index, self.index = self.index, self.index + 1
         if index % self.gap:
             return None
-        luma = _roomy(luma)
-        before, self.before = self.before, luma
-        if before is None:
+        self.held.append(_roomy(luma))
+        if len(self.held) == 1:
             return None
         pixels = scale * REFERENCE_SHORT_SIDE / self.short / self.gap
-        flow = self.flow.calc(before, luma, None)  # type: ignore[call-overload]
-        self.blocks = _block_motion(before, luma, flow)
-        vectors, textured, seen, _ = self.blocks
+        before = self.held[-2]
+        flow = self.flow.calc(before, self.held[-1], None)  # type: ignore[call-overload]
+        vectors, textured, seen, _ = _block_motion(before, self.held[-1], flow)
         moved = (vectors * seen[..., None])[textured] * pixels
         if len(moved) < 4:
             return 0.0, 0.0, 0.0
@@ -152,6 +156,18 @@ class Flow:
         length = np.hypot(moved[:, 0], moved[:, 1])
         own = np.minimum(np.hypot(*(moved - camera).T), length)  # what stands still in a pan has no motion of its own
         return float(np.average(length, weights=1 + (own / OWN_PX) ** 2)), float(camera[0]), float(camera[1])
+
+    @property
+    def span(self) -> int:
+        """Frames between the two of a camera's pair."""
+        return self.gap * CAMERA_STEPS
+
+    def camera_pair(self) -> Blocks | None:
+        """The blocks of the camera's pair that ends at the frame that `push` measured; None where none does."""
+        if len(self.held) <= CAMERA_STEPS or (self.index - 1) % self.span:
+            return None
+        before, after = self.held[0], self.held[-1]
+        return _block_motion(before, after, self.fine.calc(before, after, None))  # type: ignore[call-overload]
 
 
 def _roomy(luma: Plane) -> Plane:

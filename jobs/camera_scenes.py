@@ -8,9 +8,12 @@ the camera looks at, focal lengths and speeds in the picture in short sides.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
+
+from filters.camera_series import FLOW_ERROR_PX
 
 Array = NDArray[np.float64]
 Plane = NDArray[np.uint8]
@@ -22,6 +25,9 @@ NEAR = 0.06
 """Nothing nearer than this is drawn."""
 LENS = ("zoom_in", "zoom_out", "pan_left", "pan_right", "tilt_up", "tilt_down", "static", "handheld")
 """Classes in which the camera stays in its place: a flat picture shows them too."""
+PARALLAX_PX = FLOW_ERROR_PX
+"""Where the camera travels, depths move against each other by this much a pair of frames and more: less than the flow errs
+by shows no one that it is no move of the lens."""
 SIGNS = {"in": 1, "out": -1, "right": 1, "left": -1, "down": 1, "up": -1}
 
 
@@ -93,12 +99,13 @@ class Surface:
 @dataclass
 class Track:
     """The camera at each of N times: place (N, 3), yaw, pitch and roll (N, 3) in radians, focal length (N,), picture's
-    shift (N, 2)."""
+    shift (N, 2); and how fast it makes what it looks at move, in short sides a second."""
 
     place: Array
     angles: Array
     focal: Array
     shift: Array
+    speed: float
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def drawn(label: str, seed: int) -> Clip:
     if rng.random() < 0.25:
         width, height = height, width
     rate = float(rng.choice([12.0, 12.5, 12.0, 15.0, 10.0, 8.0]))
-    seconds = float(rng.uniform(2.0, 4.0))
+    seconds = float(rng.uniform(3.5, 6.0))
     return Clip(label, seed, rate, max(10, round(seconds * rate)) + 1, width, height)
 
 
@@ -201,7 +208,7 @@ def track(clip: Clip, rng: np.random.Generator, flat: bool) -> Track:
         heading = rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2], p=[0.3, 0.3, 0.2, 0.2]) + rng.normal(0, 0.12)
         way_long = min(speed * seconds, 4.0) / focal0
         angles[:, 1] = rng.uniform(0, 0.15)
-        speed = way_long * focal0 / seconds
+        speed = way_long * focal0 / seconds * float(np.hypot(np.cos(heading), 0.4 * np.sin(heading)))
         place[:, 0], place[:, 2] = way_long * np.cos(heading) * middle, way_long * np.sin(heading) * middle
     if kind == "handheld":
         _hand(rng, clip, _log(rng, 0.035, 0.6), focal0, place, angles)
@@ -216,7 +223,7 @@ def track(clip: Clip, rng: np.random.Generator, flat: bool) -> Track:
         _hand(rng, clip, min(0.15, tremor), focal0, place, angles)
         if rng.random() < 0.5:
             angles[:, :2] += times[:, None] * rng.normal(0, 0.03, 2) * speed * seconds / focal0
-    return Track(place, angles, focal, shift)
+    return Track(place, angles, focal, shift, float(speed))
 
 
 def _hand(rng: np.random.Generator, clip: Clip, speed: float, focal: float, place: Array, angles: Array) -> None:
@@ -320,25 +327,58 @@ def _rotation(yaw: float, pitch: float, roll: float) -> Array:
     return np.asarray(np.array([[cr, sr, 0], [-sr, cr, 0], [0, 0, 1]]) @ nod @ turn)
 
 
+def _view(clip: Clip, way: Track, index: int, scale: int) -> Array:
+    """(3, 3): offsets from the camera's place in the world to pixels of a picture so many times larger."""
+    short = min(clip.width, clip.height) * scale
+    f = way.focal[index] * short
+    across, down = np.array([clip.width, clip.height]) * scale / 2 + way.shift[index] * short
+    return np.asarray(np.array([[f, 0, across], [0, f, down], [0, 0, 1]]) @ _rotation(*way.angles[index]))
+
+
+def _depths(clip: Clip, way: Track, surfaces: list[Surface]) -> Array:
+    """Inverse depths (N,) all over the middle picture, 0 for what goes along with the camera: what its travel moves by."""
+    index = clip.count // 2
+    view, time_s = _view(clip, way, index, 1), index / clip.rate_hz
+    grid = (np.indices((24, 24)).reshape(2, -1) + 0.5) / 24
+    points = np.stack([grid[1] * clip.width, grid[0] * clip.height, np.ones(24 * 24)])
+    nearest, moves = np.full(24 * 24, 1e-3), np.zeros(24 * 24)
+    for surface in surfaces:
+        *spot, depth = np.linalg.pinv(view @ surface.homography(time_s, way.place[index])) @ points  # inverse depth
+        hit = (depth > nearest) & (depth < 1 / NEAR)
+        if surface.shape is not None:
+            column, row = (np.where(hit, s / np.where(hit, depth, 1), -1) for s in spot)
+            hit &= (np.minimum(column, row) >= 0) & (np.maximum(column, row) < TEXTURE_PX)
+            hit[hit] = surface.shape[row[hit].astype(int), column[hit].astype(int)] > 127
+        nearest[hit], moves[hit] = depth[hit], 0 if surface.follows else depth[hit]
+    return moves
+
+
+def scene(clip: Clip, tiles: list[Plane]) -> tuple[Track, list[Surface], list[Surface]]:
+    """The camera's way, the planes and the cards: the first drawn whose parallax, where there must be some, can be seen."""
+    for attempt in count():
+        rng = np.random.default_rng((clip.seed, 2, attempt))
+        flat = clip.label in LENS and rng.random() < 0.08
+        way = track(clip, rng, flat)
+        planes, cards = _place(clip, rng, tiles, float(np.median(way.focal)), flat)
+        if clip.label in LENS:
+            break
+        pair_px = way.speed * min(clip.width, clip.height) / clip.rate_hz
+        if pair_px * _depths(clip, way, planes + cards).std() >= PARALLAX_PX:
+            break
+    return way, planes, cards
+
+
 def render(clip: Clip, tiles: list[Plane]) -> Iterator[Plane]:
     """The clip's grey pictures (height, width), uint8, as a small luma plane shows them."""
     import cv2
 
-    rng = np.random.default_rng((clip.seed, 2))
-    flat = clip.label in LENS and rng.random() < 0.08
-    way = track(clip, rng, flat)
-    planes, cards = _place(clip, rng, tiles, float(np.median(way.focal)), flat)
+    way, planes, cards = scene(clip, tiles)
     size = (clip.width * SUPERSAMPLE, clip.height * SUPERSAMPLE)
-    short = min(size)
     across, down = (np.arange(side, dtype=np.float32) for side in size)
-    film = _Film(clip, rng)
+    film = _Film(clip)
     for i in range(clip.count):
         time_s = i / clip.rate_hz
-        f = way.focal[i] * short
-        lens_3 = np.array(
-            [[f, 0, size[0] / 2 + way.shift[i, 0] * short], [0, f, size[1] / 2 + way.shift[i, 1] * short], [0, 0, 1]]
-        )
-        view = lens_3 @ _rotation(*way.angles[i])
+        view = _view(clip, way, i, SUPERSAMPLE)
         canvas = np.zeros(size[::-1], np.uint8)
         nearest = np.full(size[::-1], 1e-3, np.float32)
         for surface in planes:
@@ -346,7 +386,8 @@ def render(clip: Clip, tiles: list[Plane]) -> Iterator[Plane]:
             if abs(np.linalg.det(shown)) < 1e-12:
                 continue
             back = np.linalg.inv(shown)
-            depth = (back[2, 0] * across)[None] + (back[2, 1] * down + back[2, 2])[:, None]  # inverse depth
+            row, column = back[2, 0].astype(np.float32) * across, (back[2, 1] * down + back[2, 2]).astype(np.float32)
+            depth = row[None] + column[:, None]  # inverse depth
             wins = (depth > nearest) & (depth < 1 / NEAR)
             if wins.any():
                 picture = cv2.warpPerspective(
@@ -356,8 +397,8 @@ def render(clip: Clip, tiles: list[Plane]) -> Iterator[Plane]:
                     flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                     borderMode=cv2.BORDER_WRAP,
                 )
-                np.copyto(canvas, picture, where=wins)
-                np.copyto(nearest, depth, where=wins)
+                cv2.copyTo(picture, wins.view(np.uint8), canvas)
+                cv2.copyTo(depth, wins.view(np.uint8), nearest)
         placed = sorted(((view @ c.homography(time_s, way.place[i]), c) for c in cards), key=lambda p: -_depth(p[0]))
         for shown, surface in placed:
             _paint(canvas, shown, surface, time_s)
@@ -385,15 +426,15 @@ def _paint(canvas: Plane, shown: Array, card: Surface, time_s: float) -> None:
     moved = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ shown
     size = (right - left, bottom - top)
     part = canvas[top:bottom, left:right]
-    shape = cv2.warpPerspective(card.shape, moved, size)
-    np.copyto(part, cv2.warpPerspective(card.picture(time_s), moved, size), where=shape > 127)
+    shape = cv2.threshold(cv2.warpPerspective(card.shape, moved, size), 127, 255, cv2.THRESH_BINARY)[1]
+    cv2.copyTo(cv2.warpPerspective(card.picture(time_s), moved, size), shape, part)
 
 
 class _Film:
     """What happens to a picture after the lens: light, blur, grain, bars, an inset, and a codec that repeats still blocks."""
 
-    def __init__(self, clip: Clip, rng: np.random.Generator) -> None:
-        self.rng = np.random.default_rng((clip.seed, 3))
+    def __init__(self, clip: Clip) -> None:
+        self.rng = rng = np.random.default_rng((clip.seed, 3))
         self.gain, self.lift = rng.uniform(0.5, 1.1), rng.uniform(0, 25)
         self.flicker = rng.uniform(0.005, 0.05) if rng.random() < 0.2 else 0.0
         self.grain = _log(rng, 0.3, 4.0) if rng.random() < 0.5 else 0.0

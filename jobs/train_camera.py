@@ -30,19 +30,21 @@ Array = NDArray[np.float64]
 Example = tuple[str, Array, Array]
 """Class, pairs (P, K), their times (P,)."""
 
-MIX = (*CLASSES, "static", "static", "tracking")
+MIX = (*CLASSES, "static", "static", "tracking", "arc")
 """What is trained on, in turn: more of the classes that differ most within themselves."""
 TILES = 128
-HELD_OUT = 1 << 40
+TOGETHER = 40
+"""Clips made by a worker at a time, and kept in one file."""
+HELD_OUT = 5 << 40
 """Seeds of the held-out clips and of their textures begin here."""
 ASIDE = 0.12
 """Share of the training clips that only set the temperature."""
 NETWORKS = 3
 HIDDEN = (72, 40)
-MIRRORED = ("pair_u", "pair_v_x", "pair_u_xx", "pair_u_yy", "pair_v_xy")
+MIRRORED = ("camera_u", "camera_v_x", "camera_u_xx", "camera_u_yy", "camera_v_xy")
 """What changes its sign in a mirror, beside the zones' u."""
 SIDEWAYS = np.array([-1.0 if name in MIRRORED or "zone_u" in name else 1.0 for name in CAMERA_PAIRS])
-BACKWARD = np.array([-1.0 if name.startswith(("pair_u", "pair_v", "pair_zone")) else 1.0 for name in CAMERA_PAIRS])
+BACKWARD = np.array([-1.0 if name.startswith(("camera_u", "camera_v", "camera_zone")) else 1.0 for name in CAMERA_PAIRS])
 SWAPPED = [CAMERA_PAIRS.index(name[:-1] + str(2 - int(name[-1])) if "zone" in name else name) for name in CAMERA_PAIRS]
 """Where each number stands in a mirror: the zones of the left at the right."""
 LEFT_RIGHT = {f"{kind}_{a}": f"{kind}_{b}" for kind in ("pan", "truck") for a, b in (("left", "right"), ("right", "left"))}
@@ -59,8 +61,8 @@ def measured(clip: Clip, tiles: list[Plane]) -> dict[str, Any]:
     series = CameraSeries(clip.width, clip.height, 1, 0, 1.0)
     for i, picture in enumerate(camera_scenes.render(clip, tiles)):
         flow.push(np.ascontiguousarray(picture), 1)
-        if i and flow.blocks is not None:
-            series.push(i, 1 / clip.rate_hz, flow.blocks)
+        if (blocks := flow.camera_pair()) is not None:
+            series.push(i, flow.span / clip.rate_hz, blocks)
     return {"time_s": np.arange(clip.count) / clip.rate_hz, **series.finish()}
 
 
@@ -73,13 +75,28 @@ def example(named: tuple[str, int], tiles: list[Plane]) -> Example | None:
         return None
 
 
-def examples(classes: Sequence[str], count: int, first_seed: int, workers: int) -> list[Example]:
-    """`count` made clips of the classes in turn, less those without texture."""
+def _some(named: Sequence[tuple[str, int]], tiles: list[Plane], kept: Path | None) -> list[Example]:
+    """Some clips measured, those without texture left out; or as they were kept."""
+    path = kept and kept / f"{named[0][1]}-{len(named)}.npz"
+    if path and path.exists():
+        with np.load(path) as file:
+            ends = np.cumsum(file["length"])[:-1]
+            return list(zip(file["label"].tolist(), np.split(file["pairs"], ends), np.split(file["at"], ends), strict=True))
+    made = [m for m in (example(n, tiles) for n in named) if m is not None]
+    if path:
+        labels, pairs, at = zip(*made, strict=True)
+        length = [len(t) for t in at]
+        np.savez(path, label=labels, length=length, pairs=np.concatenate(pairs), at=np.concatenate(at), allow_pickle=False)
+    return made
+
+
+def examples(classes: Sequence[str], count: int, first_seed: int, workers: int, kept: Path | None) -> list[Example]:
+    """`count` made clips of the classes in turn, less those without texture; measured once where there is a folder `kept`."""
     tiles = camera_scenes.textures(np.random.default_rng(first_seed), TILES)
     named = [(classes[i % len(classes)], first_seed + i) for i in range(count)]
     with ProcessPoolExecutor(workers) as pool:
-        made = pool.map(partial(example, tiles=tiles), named, chunksize=16)
-        return [m for m in made if m is not None]
+        made = pool.map(partial(_some, tiles=tiles, kept=kept), [named[i : i + TOGETHER] for i in range(0, count, TOGETHER)])
+        return [m for some in made for m in some]
 
 
 def variants(made: Example) -> Iterable[Example]:
@@ -153,34 +170,55 @@ def _temperature(parameters: dict[str, Array], x: Array, y: NDArray[np.int64]) -
     return np.array([grid[int(scaled[:, np.arange(len(y)), y].mean(axis=1).argmax())]], np.float32)
 
 
-def figures(classifier: Classifier, made: Sequence[Example]) -> str:
+def figures(odds: Array, truth: NDArray[np.int64]) -> str:
     """Accuracy, confusions, reliability, and precision by threshold, as docs/camera.md shows them."""
-    x, y = table(made)
-    odds = classifier(x)
     best, sure = odds.argmax(axis=1), odds.max(axis=1)
-    right = best == y
-    lines = [f"{len(y)} held-out clips, {right.mean():.3f} right", "", "| truth | n | right | taken for |", "|---|---|---|---|"]
+    right = best == truth
+    lines = [f"{len(truth)} held-out clips, {right.mean():.3f} right", ""]
+    lines += ["| truth | n | right | taken for |", "|---|---|---|---|"]
     for i, name in enumerate(CLASSES):
-        of = best[y == i]
+        of = best[truth == i]
         others = [(int((of == j).sum()), CLASSES[j]) for j in range(len(CLASSES)) if j != i]
         wrong = ", ".join(f"{other} {n}" for n, other in sorted(others, key=lambda o: (-o[0], o[1])) if n)
         lines.append(f"| `{name}` | {len(of)} | {(of == i).mean():.3f} | {wrong} |")
     lines += ["", "| confidence | clips | mean confidence | right |", "|---|---|---|---|"]
-    edges = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0 + 1e-9)
-    error = 0.0
-    for low, high in pairwise(edges):
-        inside = (sure >= low) & (sure < high)
-        if inside.any():
-            error += inside.mean() * abs(sure[inside].mean() - right[inside].mean())
-            lines.append(
-                f"| {low:.2f} to {min(high, 1):.2f} | {inside.sum()} | {sure[inside].mean():.3f} | {right[inside].mean():.3f} |"
-            )
+    bins = reliability(odds, truth)
+    lines += [f"| {low:.2f} to {high:.2f} | {n} | {mean:.3f} | {hit:.3f} |" for low, high, n, mean, hit in bins]
+    error = sum(n * abs(mean - hit) for _, _, n, mean, hit in bins) / len(truth)
     lines += ["", f"expected calibration error {error:.3f}", "", "| threshold | labelled | right of these |", "|---|---|---|"]
     for threshold in (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95):
         kept = sure >= threshold
         if kept.any():
             lines.append(f"| {threshold:.2f} | {kept.mean():.3f} | {right[kept].mean():.3f} |")
     return "\n".join(lines)
+
+
+def reliability(odds: Array, truth: NDArray[np.int64]) -> list[tuple[float, float, int, float, float]]:
+    """Of each range of confidence with clips in it: its ends, how many clips, their mean confidence, the share right."""
+    sure, right = odds.max(axis=1), odds.argmax(axis=1) == truth
+    bins = []
+    for low, high in pairwise((0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)):
+        inside = (sure >= low) & ((sure < high) | (high == 1))
+        if inside.any():
+            bins.append((low, high, int(inside.sum()), float(sure[inside].mean()), float(right[inside].mean())))
+    return bins
+
+
+def draw(bins: Sequence[tuple[float, float, int, float, float]], path: Path) -> None:
+    """The reliability as a picture: the share right over the confidence, with two standard errors of so many clips."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    _, _, count, mean, hit = (np.array(column) for column in zip(*bins, strict=True))
+    with matplotlib.rc_context({"svg.hashsalt": "camera", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(4.2, 4.0), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="0.7", linestyle="--")
+        axes.errorbar(mean, hit, 2 * np.sqrt(mean * (1 - mean) / count), marker="o", capsize=3)
+        for x, y, n in zip(mean, hit, count, strict=True):
+            axes.annotate(str(n), (x, y), (6, -10), textcoords="offset points", fontsize=8)
+        axes.set(xlabel="mean confidence", ylabel="share right", xlim=(0, 1.03), ylim=(0, 1.03))
+        figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -192,10 +230,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
+    parser.add_argument("--picture", type=Path, help="an .svg file to draw the reliability into")
+    parser.add_argument("--kept", type=Path, help="a folder for the measured clips: the next time none is rendered again")
     given = parser.parse_args()
-    made = examples(MIX, given.clips, given.seed * (1 << 20), given.workers)
+    made = examples(MIX, given.clips, given.seed * (1 << 20), given.workers, given.kept)
     np.savez_compressed(given.out, allow_pickle=False, **train(made, given.seed, given.epochs))
-    print(figures(Classifier.read(given.out), examples(CLASSES, given.held_out, HELD_OUT, given.workers)))
+    x, truth = table(examples(CLASSES, given.held_out, HELD_OUT, given.workers, given.kept))
+    odds = Classifier.read(given.out)(x)
+    print(figures(odds, truth))
+    if given.picture:
+        draw(reliability(odds, truth), given.picture)
 
 
 if __name__ == "__main__":

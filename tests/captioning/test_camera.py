@@ -121,7 +121,7 @@ def test_what_cannot_be_labelled_says_why() -> None:
     cases = {
         "too_short": [(moving, 6), (moving, 1), (series_of(pan(1, 0.0), 12.0), 1)],
         "no_texture": [(flat, 30)],
-        "not_measured": [({"time_s": [0.0, 0.1], "pair_frame": None}, 2), ({"time_s": [0.0, 0.1]}, 2), (None, 2)],
+        "not_measured": [({"time_s": [0.0, 0.1], "camera_frame": None}, 2), ({"time_s": [0.0, 0.1]}, 2), (None, 2)],
     }
     for code, given in cases.items():
         for series, end in given:

@@ -28,6 +28,8 @@ LENS = ("zoom_in", "zoom_out", "pan_left", "pan_right", "tilt_up", "tilt_down", 
 PARALLAX_PX = FLOW_ERROR_PX
 """Where the camera travels, depths move against each other by this much a pair of frames and more: less than the flow errs
 by shows no one that it is no move of the lens."""
+STEADY, HANDHELD = (0.001, 0.02), (0.045, 0.6)
+"""Tremor of a static and of a hand-held camera, in short sides a second: people call static what a steady hand holds."""
 SIGNS = {"in": 1, "out": -1, "right": 1, "left": -1, "down": 1, "up": -1}
 
 
@@ -211,16 +213,17 @@ def track(clip: Clip, rng: np.random.Generator, flat: bool) -> Track:
         speed = way_long * focal0 / seconds * float(np.hypot(np.cos(heading), 0.4 * np.sin(heading)))
         place[:, 0], place[:, 2] = way_long * np.cos(heading) * middle, way_long * np.sin(heading) * middle
     if kind == "handheld":
-        _hand(rng, clip, _log(rng, 0.035, 0.6), focal0, place, angles)
+        _hand(rng, clip, _log(rng, *HANDHELD), focal0, place, angles)
         drift = rng.normal(0, 0.012, 2) / focal0 * seconds
         angles[:, :2] += times[:, None] * drift
     elif kind == "static":
-        if rng.random() < 0.25:
-            _hand(rng, clip, _log(rng, 0.001, 0.006), focal0, place, angles)
+        if rng.random() < 0.35:
+            _hand(rng, clip, _log(rng, *STEADY), focal0, place, angles)
     elif rng.random() < 0.5:
-        # Who zooms or walks by hand shakes faster than the picture grows.
-        tremor = _log(rng, 0.005, 2.5 * speed) if kind in ("zoom", "push", "pull") else speed * rng.uniform(0.02, 0.35)
-        _hand(rng, clip, min(0.15, tremor), focal0, place, angles)
+        # Who zooms, walks or goes round by hand shakes as fast as the picture grows or turns, or faster.
+        most = {"zoom": 2.5, "push": 2.5, "pull": 2.5, "arc": 1.0}.get(kind)
+        tremor = _log(rng, 0.005, most * speed) if most else speed * rng.uniform(0.02, 0.35)
+        _hand(rng, clip, min(0.25, tremor), focal0, place, angles)
         if rng.random() < 0.5:
             angles[:, :2] += times[:, None] * rng.normal(0, 0.03, 2) * speed * seconds / focal0
     return Track(place, angles, focal, shift, float(speed))

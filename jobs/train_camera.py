@@ -35,7 +35,7 @@ MIX = (*CLASSES, "static", "static", "tracking", "arc")
 TILES = 128
 TOGETHER = 40
 """Clips made by a worker at a time, and kept in one file."""
-HELD_OUT = 5 << 40
+HELD_OUT = 6 << 40
 """Seeds of the held-out clips and of their textures begin here."""
 ASIDE = 0.12
 """Share of the training clips that only set the temperature."""
@@ -225,9 +225,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
-    parser.add_argument("--clips", type=int, default=4400, help="made clips to train on")
+    parser.add_argument("--clips", type=int, default=6000, help="made clips to train on")
     parser.add_argument("--held-out", type=int, default=960, help="made clips to test on")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     parser.add_argument("--picture", type=Path, help="an .svg file to draw the reliability into")

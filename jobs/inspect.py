@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from curation import run_folder, storage
+from curation import review, run_folder, storage
 from curation.errors import CODES, ConfigError
 from curation.rules import Rule, SubsetConfig, clip_rule, source_rule
 from curation.sources import UNITS
@@ -222,10 +222,10 @@ def story(run: str, id: str) -> "RenderableType":
 
     with connect(run) as connection:
         clip = rows(connection, "SELECT * FROM clips WHERE clip_id = ?", [id])
-        if not clip and "_" in id:  # a sample's key is its clip_id and the bucket class
-            clip = rows(connection, "SELECT * FROM clips WHERE clip_id = ?", [id.rpartition("-")[0]])
+        if not clip and "_" in id:  # a sample's key is its clip_id, the judgement that mended it, and the bucket class
+            clip = rows(connection, "SELECT * FROM clips WHERE clip_id = ?", [id.partition("-")[0]])
         if clip:
-            return Group(*_clip_story(connection, clip[0], subsets(run)))
+            return Group(*_clip_story(connection, run, clip[0], subsets(run)))
         source = rows(connection, "SELECT * FROM sources WHERE source_id = ? OR path = ? LIMIT 1", [id, id])
         if source:
             return Group(*_source_story(connection, source[0], subsets(run)))
@@ -279,7 +279,7 @@ def _cuts(source: dict[str, Any]) -> "Table":
 
 
 def _clip_story(
-    connection: "duckdb.DuckDBPyConnection", clip: dict[str, Any], lists: Sequence[SubsetConfig]
+    connection: "duckdb.DuckDBPyConnection", run: str, clip: dict[str, Any], lists: Sequence[SubsetConfig]
 ) -> "list[RenderableType]":
     source = rows(connection, "SELECT * FROM sources WHERE source_id = ? LIMIT 1", [clip["source_id"]])[0]
     frames = rows(connection, "SELECT count(*) AS n FROM frames WHERE clip_id = ?", [clip["clip_id"]])[0]["n"]
@@ -297,6 +297,7 @@ def _clip_story(
         _verdicts(connection, "clips", "clip_id", clip, lists),
         *_content(connection, clip["clip_id"]),
         *_caption(connection, clip["clip_id"]),
+        *_reviews(run, clip["clip_id"], lists),
         _places(connection, clip["clip_id"]),
     ]
 
@@ -383,6 +384,29 @@ def _caption(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "list[Ren
         facts = {k: ", ".join(v) if isinstance(v, list) else v for k, v in row.items() if k not in skipped and v is not None}
         shown += [facts_table("Caption", facts), *_errors(row)]
     return shown
+
+
+def _reviews(run: str, clip_id: str, lists: Sequence[SubsetConfig]) -> "list[RenderableType]":
+    """What people said of the clip, as far as it was exported, the oldest first, and what follows from it for each subset."""
+    shown: list[RenderableType] = []
+    for subset in lists:
+        history = review.by_clip(review.read(run, subset.name)).get(clip_id) if subset.review else None
+        if history and subset.review:
+            stands = review.verdict(history, subset.review).reason.removeprefix("unselected:").replace("_", " ")
+            title = f"Reviews for {subset.name}: {stands}"
+            table = new_table("who", "when", "said", "reason", "span", "camera and shot", "caption", title=title)
+            undone = {row["undoes"] for row in history}
+            for row in history:
+                table.add_row(*texts(*_reviewed(row, row["judgement"] in undone)))
+            shown.append(table)
+    return shown
+
+
+def _reviewed(row: review.Row, undone: bool) -> tuple[Any, ...]:
+    said = row["action"] + (", undone" if undone else ", settles it" if row["settles"] else "")
+    span = "" if row["start_frame"] is None else f"frames {row['start_frame']} to {row['end_frame']}"
+    labels = ", ".join(filter(None, [row["camera"], *(row["shots"] or ())]))
+    return row["who"], f"{row['at']:%Y-%m-%d %H:%M:%S} UTC", said, row["reason"], span, labels, row["caption"]
 
 
 def _places(connection: "duckdb.DuckDBPyConnection", clip_id: str) -> "Table":

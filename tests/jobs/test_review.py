@@ -27,6 +27,7 @@ from curation.sources import UNITS
 from curation.tables import CLIPS, FRAMES, SERIES, SOURCES
 from jobs import pipeline
 from jobs.cli import app as command
+from jobs.inspect import story
 from jobs.review import candidates as candidates_module
 from jobs.review.app import make
 from jobs.review.candidates import Candidates
@@ -37,6 +38,7 @@ from jobs.review.serve import Options, serve
 from jobs.review.store import Store, default_place, export
 from jobs.review.wishes import Target, Wish, targets
 from tests.jobs.review_samples import CLIP_FRAMES, FPS, HOSTILE, STEP, film, make_run
+from tests.jobs.run_samples import row_of, shown
 from tests.media_samples import number_of
 
 BASE = "http://127.0.0.1:8765"
@@ -456,6 +458,31 @@ def test_shards_have_the_spans_and_captions_that_people_gave(served: Serve) -> N
     assert abs((whole[0] - first) - (first + CLIP_FRAMES - 1 - whole[-1])) <= 1, "the centre of what was not trimmed"
     shown = CliRunner().invoke(command, ["inspect", str(own.run), "--replay", one])
     assert shown.exit_code == 0, shown.output
+
+
+def test_a_clips_story_has_what_people_said(served: Serve) -> None:
+    own = served(judgements=2)
+    ann, bob, cy = own.person("Ann"), own.person("Bob"), own.person("Cy")
+    clip_id, other = own.ids()[:2]
+    start = int(clip_id.split("_")[1])
+    own.decide(ann, clip_id, "reject", reason="cluttered")
+    ann.post("/undo", json={"judgement": own.name()})
+    told = {"start_frame": start + 20, "caption": HOSTILE, "camera": "tilt_up", "shots": ["low_angle"]}
+    own.decide(ann, clip_id, "accept", mended=told)
+    own.decide(bob, clip_id, "reject")
+    export(str(own.run), own.store)
+    page = shown(story(str(own.run), clip_id))
+    assert "Reviews for picked: conflict" in page
+    assert row_of(page, "cluttered").split()[0] == "Ann" and "reject, undone" in row_of(page, "cluttered")
+    mended = row_of(page, "Ann", f"frames {start + 20} to {start + CLIP_FRAMES}")
+    assert f"{own.store.history()[2]['at']:%Y-%m-%d %H:%M:%S} UTC" in mended and "accept " in mended
+    assert "tilt_up, low_angle" in page and "document.title" in page
+    assert "shaky" in row_of(page, "Bob")
+    own.decide(cy, clip_id, "accept")
+    export(str(own.run), own.store)
+    page = shown(story(str(own.run), f"{clip_id}-{own.store.history()[-1]['judgement']}-256"))
+    assert "Reviews for picked: kept" in page and "accept, settles it" in row_of(page, "Cy")
+    assert "Reviews" not in shown(story(str(own.run), other))
 
 
 def test_later_reviews_are_added_and_taken_back_ones_are_refused(served: Serve) -> None:

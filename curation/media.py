@@ -8,7 +8,7 @@ import contextlib
 import errno
 import itertools
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     "Picture",
     "check_bytes",
     "decode",
+    "decode_at",
     "luma",
     "open_image",
     "probe",
@@ -83,6 +84,9 @@ READ_ATTEMPTS = 100
 
 WIDEST_PIXEL = 16.0
 """A pixel aspect beyond this, or below its inverse, is damage: no format has it."""
+
+BEFORE_S = 1.0
+"""How far before a frame is sought: some containers seek by the times of decoding, which run ahead of those of display."""
 
 JUMP_S = 600.0
 """Frames that claim to be further apart, or over a second back, lie across a break of the clock (joined recordings)."""
@@ -169,6 +173,17 @@ def decode(path: str, limits: MediaLimits) -> Iterator[Decoding]:
         decoding = Decoding()
         decoding.frames = _frames(stream, _packets(container, stream, decoding), limits, decoding)
         yield decoding
+
+
+@contextlib.contextmanager
+def decode_at(path: str, limits: MediaLimits, times_s: Sequence[float]) -> Iterator[Iterator["av.VideoFrame"]]:
+    """Decode the frames that stand at these times (`Frame.time_s`), beginning at a keyframe not far before the first.
+
+    They end early at one that is not surely what `decode` gives there: the container cannot seek, its clock breaks, there is
+    damage. Then only decoding from the beginning tells. Raises what `decode` raises on opening, too_large and read_failed.
+    """
+    with _open(path, _check_file(path, limits), limits) as container:
+        yield _pictures_at(container, _video(container), limits, times_s)
 
 
 def open_image(path: str, limits: MediaLimits) -> Picture:
@@ -352,16 +367,56 @@ def _irregular(times: list[int]) -> bool:
     return bool(gaps.size > 2 and gaps.max() > 1.5 * max(1.0, float(np.median(gaps))))
 
 
+def _pictures_at(
+    container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", limits: MediaLimits, times_s: Sequence[float]
+) -> Iterator["av.VideoFrame"]:
+    import av
+
+    from curation.child import beat
+
+    _set_up(stream, limits)
+    decoding = Decoding()
+    first = next(_pictures(_packets(container, stream, decoding), decoding), None)
+    if first is None or first.pts is None or not stream.time_base:
+        return
+    base, zero = float(stream.time_base), first.pts * float(stream.time_base)
+
+    def after_s(pts: int, time_s: float) -> float:
+        """Seconds from `time_s` on, 0 where only rounding lies between."""
+        return round(pts * base - zero - time_s, 6)
+
+    try:
+        container.seek(first.pts + round((times_s[0] - BEFORE_S) / stream.time_base), stream=stream)
+    except av.error.FFmpegError:
+        return
+    packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, _packets(container, stream, decoding))
+    key = next(packets, None)
+    if key is None or key.pts is None or after_s(key.pts, times_s[0]) > 0:
+        return  # a frame that is shown before this keyframe may lean on what lies before it
+    pictures = _pictures(itertools.chain([key], packets), decoding)
+    wanted = itertools.dropwhile(lambda p: p.pts is not None and after_s(p.pts, times_s[0]) < 0, pictures)
+    for time_s, picture in zip(times_s, wanted, strict=False):
+        if decoding.errors or picture.pts is None or after_s(picture.pts, time_s):
+            return
+        beat()
+        check_size(picture.width, picture.height, limits.max_pixels)
+        yield picture
+
+
+def _set_up(stream: "av.video.stream.VideoStream", limits: MediaLimits) -> None:
+    code = stream.codec_context
+    code.thread_count = limits.threads
+    code.thread_type = "FRAME" if limits.threads > 1 else "NONE"
+    code.options = {"max_pixels": str(limits.max_pixels)}
+
+
 def _frames(
     stream: "av.video.stream.VideoStream", packets: Iterable["VideoPacket"], limits: MediaLimits, decoding: Decoding
 ) -> Iterator[Frame]:
     """The frames of `packets` with index and time, held against the limits."""
     from curation.child import beat
 
-    code = stream.codec_context
-    code.thread_count = limits.threads
-    code.thread_type = "FRAME" if limits.threads > 1 else "NONE"
-    code.options = {"max_pixels": str(limits.max_pixels)}
+    _set_up(stream, limits)
     clock = _Clock(stream.time_base, _rate(stream))
     index = -1
     for index, picture in enumerate(_pictures(packets, decoding)):

@@ -3,11 +3,12 @@
 A sample of a shard would not do: it has not every frame of the clip, and shows only a part of its length and picture.
 """
 
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,7 +16,10 @@ import pyarrow.parquet as pq
 from curation import storage
 from curation.child import Child
 from curation.errors import SourceError
-from curation.media import MediaLimits, decode, rgb
+from curation.media import MediaLimits, decode, decode_at, rgb
+
+if TYPE_CHECKING:
+    import av
 
 SIDE_PX = 640
 """The longer side of a preview."""
@@ -72,25 +76,31 @@ def _url(run: str, unit: str, path: str) -> str:
 
 def cut(path: str, clip: dict[str, Any], times: Sequence[float], limits: MediaLimits, place: str) -> None:
     """Write the frames of a clip as an mp4, each at its own time. Raises SourceError where the source has not all of them."""
+    with decode_at(path, limits, times) as pictures:
+        done = _write(pictures, clip, times, place)
+    if done < len(times):
+        with decode(path, limits) as frames:
+            span = itertools.islice(frames, clip["start_frame"], clip["end_frame"])
+            done = _write((frame.picture for frame in span), clip, times, place)
+    if done < len(times):
+        raise SourceError("decode_failed", f"{done} of the clip's {len(times)} frames came out of the source")
+
+
+def _write(pictures: "Iterator[av.VideoFrame]", clip: dict[str, Any], times: Sequence[float], place: str) -> int:
+    """How many pictures were written, one for each of `times`."""
     import av
 
-    start, end = clip["start_frame"], clip["end_frame"]
     scale = min(1.0, SIDE_PX / max(clip["width"], clip["height"]))
     width, height = (max(2, 2 * round(side * scale / 2)) for side in (clip["width"], clip["height"]))
     done = 0
-    with decode(path, limits) as frames, av.open(place, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(place, "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(clip["fps"] or 25).limit_denominator(1001), options=OPTIONS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base, stream.codec_context.gop_size = Fraction(1, TICKS), KEYINT
         stream.codec_context.max_b_frames = 0
-        for frame in frames:
-            if frame.index >= end:
-                break
-            if frame.index >= start:
-                picture = av.VideoFrame.from_ndarray(rgb(frame.picture, width, height, clip["rotation"] or 0), format="rgb24")
-                picture.pts, picture.time_base = round((times[frame.index - start] - times[0]) * TICKS), Fraction(1, TICKS)
-                container.mux(stream.encode(picture))
-                done += 1
+        for done, (time_s, decoded) in enumerate(zip(times, pictures, strict=False), 1):
+            picture = av.VideoFrame.from_ndarray(rgb(decoded, width, height, clip["rotation"] or 0), format="rgb24")
+            picture.pts, picture.time_base = round((time_s - times[0]) * TICKS), Fraction(1, TICKS)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
-    if done < end - start:
-        raise SourceError("decode_failed", f"{done} of the clip's {end - start} frames came out of the source")
+    return done

@@ -4,11 +4,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
+from curation import media
 from curation.errors import SourceError
-from curation.media import Decoding, MediaLimits, _Clock, _packets, _pictures, decode, luma, open_image, probe, rgb
+from curation.media import Decoding, MediaLimits, _Clock, _packets, _pictures, decode, decode_at, luma, open_image, probe, rgb
 from tests.media_samples import (
     make_sound,
     make_sound_with_cover,
@@ -69,6 +71,64 @@ def test_every_frame_once_in_display_order(tmp_path: Path, name: str, codec: str
     options = {"bf": "3", "b_strategy": "0"} if codec == "libx264" else {}
     path = make_video(tmp_path / name, numbered(192, 96), 60, codec=codec, options=options)
     assert numbers(path) == list(range(60))
+
+
+SOUGHT: list[tuple[str, str, dict[str, str]]] = [
+    ("ordered.mp4", "libx264", {"preset": "fast", "bf": "3", "g": "40"}),
+    ("open.mkv", "libx264", {"preset": "fast", "bf": "3", "g": "40", "x264-params": "open-gop=1"}),
+    ("old.mpg", "mpeg2video", {"g": "15", "bf": "2"}),
+    ("stream.ts", "libx264", {"preset": "fast", "bf": "3", "g": "40"}),
+    ("one.mp4", "libx264", {"g": "1000", "sc_threshold": "0"}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), SOUGHT)
+def test_frames_that_are_sought_are_those_of_the_whole(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    make = numbered(192, 64)
+    path = make_video(tmp_path / name, make, 200, 25, codec, options=options)
+    with decode(str(path), LIMITS) as frames:
+        whole = [(frame.time_s, luma(frame.picture)) for frame in frames]
+    assert len(whole) == 200
+    for start, end in ((0, 3), (79, 83), (80, 85), (81, 121), (150, 200)):
+        span = whole[start:end]
+        with decode_at(str(path), LIMITS, [time_s for time_s, _ in span]) as pictures:
+            found = [luma(picture) for picture in pictures]
+        assert len(found) == len(span), (start, end)
+        assert all(np.array_equal(ours, theirs) for ours, (_, theirs) in zip(found, span, strict=True)), (start, end)
+
+
+def test_seeking_passes_over_what_lies_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(tmp_path / "long.mp4", numbered(192, 64), 1000, 25, options={"g": "25"})
+    decoded = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal decoded
+        for picture in _pictures(*given):
+            decoded += 1
+            yield picture
+
+    monkeypatch.setattr(media, "_pictures", counted)
+    with decode_at(str(path), LIMITS, [n / 25 for n in range(900, 950)]) as pictures:
+        assert [number_of(luma(picture)) for picture in pictures] == list(range(900, 950))
+    assert decoded <= 1 + 50 + 25 + 25, "the first frame, the span, the margin and the way from the keyframe"
+
+
+def test_frames_that_cannot_be_sought_end_early(tmp_path: Path) -> None:
+    make = numbered(192, 64)
+    raw = make_video(tmp_path / "raw.h264", make, 100, 25)
+    with decode_at(str(raw), LIMITS, [n / 25 for n in range(50, 60)]) as pictures:
+        assert list(pictures) == []
+    path = make_video(tmp_path / "fine.mp4", make, 100, 25, options={"g": "10"})
+    with decode_at(str(path), LIMITS, [2.0, 2.04, 2.1, 2.14]) as pictures:
+        assert [number_of(luma(picture)) for picture in pictures] == [50, 51], "no frame stands at 2.1 s"
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][52]
+        assert packet.pos is not None
+    data[packet.pos + 8 : packet.pos + packet.size] = bytes(packet.size - 8)
+    path.write_bytes(data)
+    with decode_at(str(path), LIMITS, [n / 25 for n in range(50, 60)]) as pictures:
+        assert [number_of(luma(picture)) for picture in pictures] in ([50], [50, 51])
 
 
 def test_times_start_at_zero_and_follow_a_variable_rate(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from bucketing.buckets import choose, fixed_fps
 from bucketing.shard_format import read_index, read_member
 from curation import embedding, review, run_folder, storage
-from curation.errors import ConfigError
+from curation.errors import ConfigError, SourceError
 from curation.media import MediaLimits
 from curation.review import ReviewConfig
 from curation.sources import UNITS
@@ -33,13 +33,13 @@ from jobs.review.app import make
 from jobs.review.candidates import Candidates
 from jobs.review.desk import Desk
 from jobs.review.guard import Guard, checked
-from jobs.review.preview import Previews
+from jobs.review.preview import Previews, cut
 from jobs.review.serve import Options, serve
 from jobs.review.store import Store, default_place, export
 from jobs.review.wishes import Target, Wish, targets
 from tests.jobs.review_samples import CLIP_FRAMES, FPS, HOSTILE, STEP, film, make_run
 from tests.jobs.run_samples import row_of, shown
-from tests.media_samples import number_of
+from tests.media_samples import make_video, number_of
 
 BASE = "http://127.0.0.1:8765"
 Serve = Callable[..., "Served"]
@@ -255,6 +255,17 @@ def test_films_are_cut_from_the_source_and_read_in_parts(served: Serve, tmp_path
     assert ann.get("/film/nobody.mp4").status_code == 404
     assert ann.get(f"/frame/{clip_id}.jpg").content.startswith(b"\xff\xd8")
     assert not list(own.run.rglob("*.mp4")), "previews are no part of the run folder"
+
+
+def test_a_film_of_a_source_that_cannot_seek_is_cut_from_its_beginning(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "raw.h264", film(0), 60, FPS)
+    clip = {"start_frame": 30, "end_frame": 50, "width": 352, "height": 200, "fps": 25.0, "rotation": 0}
+    place = tmp_path / "film.mp4"
+    cut(str(path), clip, [n / FPS for n in range(30, 50)], MediaLimits(), str(place))
+    with av.open(str(place)) as opened:
+        assert [number_of(frame.to_ndarray(format="gray")) for frame in opened.decode(video=0)] == list(range(30, 50))
+    with pytest.raises(SourceError, match="10 of the clip's 20 frames"):
+        cut(str(path), clip | {"start_frame": 50, "end_frame": 70}, [n / FPS for n in range(50, 70)], MediaLimits(), str(place))
 
 
 def test_a_source_that_is_gone_says_so(served: Serve, tmp_path: Path) -> None:

@@ -368,7 +368,10 @@ def _irregular(times: list[int]) -> bool:
 
 
 def _pictures_at(
-    container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", limits: MediaLimits, times_s: Sequence[float]
+    container: "av.container.InputContainer",
+    stream: "av.video.stream.VideoStream",
+    limits: MediaLimits,
+    times_s: Sequence[float],
 ) -> Iterator["av.VideoFrame"]:
     import av
 

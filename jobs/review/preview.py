@@ -98,9 +98,10 @@ def _write(pictures: "Iterator[av.VideoFrame]", clip: dict[str, Any], times: Seq
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base, stream.codec_context.gop_size = Fraction(1, TICKS), KEYINT
         stream.codec_context.max_b_frames = 0
-        for done, (time_s, decoded) in enumerate(zip(times, pictures, strict=False), 1):
+        for time_s, decoded in zip(times, pictures, strict=False):
             picture = av.VideoFrame.from_ndarray(rgb(decoded, width, height, clip["rotation"] or 0), format="rgb24")
             picture.pts, picture.time_base = round((time_s - times[0]) * TICKS), Fraction(1, TICKS)
             container.mux(stream.encode(picture))
+            done += 1
         container.mux(stream.encode(None))
     return done

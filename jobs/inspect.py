@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from curation import review, run_folder, storage
 from curation.errors import CODES, ConfigError
-from curation.rules import Rule, SubsetConfig, clip_rule, source_rule
+from curation.rules import Rule, SubsetConfig, clip_rule, quote, source_rule
 from curation.sources import UNITS
 from curation.tables import CLIP_SCORES, CLIPS, COSTS, FRAMES, PRODUCED, SELECTION, SERIES, SOURCES
 
@@ -53,8 +53,14 @@ def connect(run: str, names: Sequence[str] = VIEWS) -> "duckdb.DuckDBPyConnectio
     return connection
 
 
-def add(connection: "duckdb.DuckDBPyConnection", run: str, names: Sequence[str], schema: str = "main") -> None:
-    """Make views of another run's tables in a schema of a connection."""
+def add(
+    connection: "duckdb.DuckDBPyConnection", run: str, names: Sequence[str], schema: str = "main", alike: bool = False
+) -> None:
+    """Make views of a run's tables in a schema of a connection.
+
+    To make one, each of its files is looked at: they may differ in their columns. Where they are `alike` only one is, the view
+    has the columns of `TABLES`, and a query raises duckdb.Error where it meets a file that lacks one which it asks for.
+    """
     run_folder.read(run)
     protocol = run.split("://", 1)[0]
     if storage.is_remote(run) and not connection.filesystem_is_registered(protocol):
@@ -63,30 +69,32 @@ def add(connection: "duckdb.DuckDBPyConnection", run: str, names: Sequence[str],
         connection.register_filesystem(fsspec.filesystem(protocol))
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     for name in names:
-        _view(connection, run, name, schema)
+        _view(connection, run, name, schema, alike)
 
 
-def _view(connection: "duckdb.DuckDBPyConnection", run: str, name: str, place: str) -> None:
+def _view(connection: "duckdb.DuckDBPyConnection", run: str, name: str, place: str, alike: bool) -> None:
     folders = FOLDERS.get(name, ())
     schema = TABLES.get(name)
     if schema is not None:
-        whole = pa.schema([*schema, *(pa.field(f, pa.string()) for f in folders)])
-        connection.register("given", whole.empty_table())
+        fields = [*schema, *(pa.field(f, pa.string()) for f in folders)]
+        connection.register("given", pa.schema(fields).empty_table())
         connection.execute(f"CREATE TABLE IF NOT EXISTS declared.{name} AS FROM given")
         connection.unregister("given")
     pattern = "/".join([_no_glob(_root(run)), name, *("*" for _ in folders), "*.parquet"])
     declared = f"SELECT * FROM declared.{name}"
     if not connection.execute("SELECT 1 FROM glob(?) LIMIT 1", [pattern]).fetchone():
         if schema is not None:
-            connection.execute(f"CREATE VIEW {place}.{name} AS {declared}")
+            connection.execute(f"CREATE OR REPLACE VIEW {place}.{name} AS {declared}")
         return
     between = "/".join([name, *("([^/]+)" for _ in folders), "[^/]+[.]parquet$"])
     parts = [f"regexp_extract(filename, {_text(between)}, {i}) AS {f}" for i, f in enumerate(folders, 1)]
     if name == "shards":
         parts.append(f"regexp_extract(filename, {_text('shards/[^/]+/(.*)[.]parquet$')}, 1) AS shard")
-    files = f"read_parquet({_text(pattern)}, union_by_name=true, filename=true)"
-    found = f"SELECT {', '.join(['* EXCLUDE (filename)', *parts])} FROM {files}"
-    connection.execute(f"CREATE VIEW {place}.{name} AS {f'{declared} UNION ALL BY NAME ' if schema else ''}{found}")
+    files = f"read_parquet({_text(pattern)}, union_by_name={not alike}, filename=true)"
+    columns = [quote(column) for column in schema.names] if alike and schema else ["* EXCLUDE (filename)"]
+    found = f"SELECT {', '.join([*columns, *parts])} FROM {files}"
+    whole = f"{declared} UNION ALL BY NAME {found}" if schema and not alike else found
+    connection.execute(f"CREATE OR REPLACE VIEW {place}.{name} AS {whole}")
 
 
 def _root(run: str) -> str:

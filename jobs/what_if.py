@@ -11,7 +11,7 @@ from curation.errors import ConfigError
 from curation.rules import Rule, SubsetConfig, source_rule
 from jobs.config import rule_list
 from jobs.funnel import Amount, Step, steps
-from jobs.inspect import connect, new_table, number, rows, subsets, texts
+from jobs.inspect import add, connect, new_table, number, rows, subsets, texts
 from jobs.stats import joined, rules_of, verdict_sql
 from jobs.suppose import Bound, bounds, changed
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SHARES = (0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99)
 """Quantiles of what a rule compares that are tried as its threshold."""
 EXAMPLES = 5
+READ = ("clips", "sources")
 
 
 def what_if(run: str, rules_name: str) -> "RenderableType":
@@ -61,8 +62,8 @@ def compared(run: str, subset: SubsetConfig, base: SubsetConfig | None, rules: S
     from rich.console import Group
 
     swept = [part for part in _parts(subset) if part.rule.text in {text.strip() for text in rules}]
-    with connect(run, ("clips", "sources")) as connection:
-        _measure(connection, subset, base or subset, swept)
+    with connect(run, ()) as connection:
+        _measure(connection, run, subset, base or subset, swept)
         groups = [Verdicts(*row) for row in connection.execute(GROUPS).fetchall()]
         shown: list[RenderableType] = []
         for kind in ("video", "image"):
@@ -126,20 +127,36 @@ GROUPS = """
     GROUP BY kind, barred, pattern, before ORDER BY ALL"""
 
 
-def _measure(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig, base: SubsetConfig, swept: Sequence[Part]) -> None:
+def _measure(
+    connection: "duckdb.DuckDBPyConnection", run: str, subset: SubsetConfig, base: SubsetConfig, swept: Sequence[Part]
+) -> None:
     """Read sources and clips once, into `judged` and `measured`: verdicts, and the columns of the rules that are swept."""
+    import duckdb
+
+    connection.execute("SET preserve_insertion_order = false")  # no order of rows is asked for, and keeping it takes time
+    try:
+        connection.execute("SET parquet_metadata_cache = false")  # each file is opened once
+        add(connection, run, READ, alike=True)
+        _judge(connection, subset, base, swept)
+    except duckdb.Error:  # units of several versions: some files lack columns that others have
+        connection.execute("SET parquet_metadata_cache = true")
+        add(connection, run, READ)
+        _judge(connection, subset, base, swept)
+
+
+def _judge(connection: "duckdb.DuckDBPyConnection", subset: SubsetConfig, base: SubsetConfig, swept: Sequence[Part]) -> None:
     held = {(part.of_source, column): part.held(column) for part in swept for column in part.rule.mentioned}
     of_source = "".join(f", {column} AS {name}" for (source, column), name in held.items() if source)
     kept = "".join(f", {name if source else f'{column} AS {name}'}" for (source, column), name in held.items())
     connection.execute(
-        f"""CREATE TEMP TABLE judged AS
+        f"""CREATE OR REPLACE TEMP TABLE judged AS
             SELECT source_id AS judged_id, status AS source_status, kind AS source_kind, duration_s AS source_seconds,
                    exact_copy_of, {_source_letters(subset)} AS source_letters,
                    {_source_letters(base)} AS source_before{of_source}
             FROM sources"""
     )
     connection.execute(
-        f"""CREATE TEMP TABLE measured AS
+        f"""CREATE OR REPLACE TEMP TABLE measured AS
             SELECT clip_id, source_id, kind, duration_s,
                    CASE WHEN status = 'error' THEN 'error:' || error_code WHEN exact_copy_of IS NOT NULL THEN 'exact_copy' END
                    AS barred, {_letters(subset, "source_letters")} AS pattern, {_letters(base, "source_before")} AS before{kept}
@@ -252,9 +269,9 @@ def _sweep(connection: "duckdb.DuckDBPyConnection", part: Part, bound: Bound) ->
     found = rows(connection, f"SELECT quantile_cont({bound.measured_sql}, {list(SHARES)}) AS q FROM {asked}")[0]["q"] or []
     share_of = {float(f"{value:.4g}"): share for value, share in zip(found, SHARES, strict=False)}
     grid = sorted({*share_of, bound.value})
-    passes = [f"passes AND coalesce({bound.rule_sql(value)}, FALSE)" for value in grid]
+    passes = [f"coalesce({bound.rule_sql(value)}, FALSE)" for value in grid]
     counts = ", ".join(f"count(*) FILTER ({p}), coalesce(sum(seconds) FILTER ({p}), 0)" for p in passes)
-    answer = connection.execute(f"SELECT {counts} FROM {asked}").fetchall()[0]
+    answer = connection.execute(f"SELECT {counts} FROM {asked} WHERE passes").fetchall()[0]
     own = answer[2 * grid.index(bound.value)]
     columns = ("threshold", "quantile", "clips kept", "hours kept", "change")
     table = new_table(*columns, title=f"Other thresholds of {part.rule.text}: {bound.label} ({part.kind} clips)")

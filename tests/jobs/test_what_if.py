@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from rich.console import Console
@@ -129,6 +131,25 @@ def test_a_run_of_nulls_and_an_empty_one(tmp_path: Path) -> None:
     page = asked(str(tmp_path / "nulls"), "camera_confidence > 0.5")  # no clip has one
     assert words(page.partition("All clips")[2], " unknown ")[1] == "2"
     assert words(page.partition("Other thresholds of camera_confidence")[2], "<- asked")[3] == "0"
+
+
+@pytest.mark.parametrize("older", [0, 1])
+def test_a_column_that_some_units_lack_is_null_there(tmp_path: Path, older: int) -> None:
+    pages = []
+    for name in ("null", "lacking"):
+        run = tmp_path / name
+        make_run(run)
+        clips = pq.read_table(run / "clips/unit-000000.parquet")
+        parts = [clips.slice(0, 3), clips.slice(3)]
+        place = clips.column_names.index("text_score")
+        null = pa.nulls(len(parts[older]), pa.float64())
+        parts[older] = (
+            parts[older].drop(["text_score"]) if name == "lacking" else parts[older].set_column(place, "text_score", null)
+        )
+        for number, part in enumerate(parts):
+            pq.write_table(part, run / f"clips/unit-{number:06d}.parquet")
+        pages.append(asked(str(run), "text_score < 0.5"))
+    assert pages[0] == pages[1] and int(words(pages[0].partition("All clips")[2], " unknown ")[1]) > 0
 
 
 def test_a_selection_that_is_written_is_a_list_of_the_run(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Clip embeddings: the weightless model, and tiny models of the other kinds through their real loading code."""
 
 import io
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,10 @@ from curation.errors import ConfigError
 from curation.layout import Vector
 from curation.picture import Picture
 from tests.media_samples import texture
+from tests.tiny_clip import NAME, needs_open_clip, tiny_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # SSCD is published so
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
-needs_open_clip = pytest.mark.skipif(
-    any(find_spec(package) is None for package in ("torch", "torchvision", "open_clip")), reason="open_clip is not installed"
-)
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
-}
 LAYOUT = EmbeddingConfig(name="layout", kind="layout", batch_size=4)
 
 
@@ -172,29 +164,21 @@ def test_weights_that_are_not_there_are_refused_before_any_work(tmp_path: Path) 
 
 @needs_open_clip
 def test_a_clip_model_has_two_towers_in_one_space(tmp_path: Path) -> None:
-    from curation.open_clip_model import import_package
-
-    open_clip = import_package("embeddings.clip")
+    made, settings = tiny_clip(tmp_path)
+    import open_clip
     import torch
 
-    (tmp_path / "tiny-with-text.json").write_text(json.dumps(TINY))
-    open_clip.add_model_config(tmp_path)
-    torch.manual_seed(5)
-    made = open_clip.create_model("tiny-with-text").eval()
-    torch.save(made.state_dict(), tmp_path / "clip.pt")
-    settings = {"name": "clip", "kind": "open_clip", "model": "tiny-with-text", "device": "cpu", "batch_size": 2}
-    config = EmbeddingConfig(**settings, weights=str(tmp_path / "clip.pt"))
-    model = load(config, "embeddings.clip")
+    model = load(EmbeddingConfig(**settings), "embeddings.clip")
     assert isinstance(model, embedding.OpenClip) and model.width == 16
     vectors = embed(model, [clip(n) for n in range(3)], [frame(n, n) for n in range(3)])
     assert all(v is not None and v.shape == (16,) for v in vectors.values())
     texts = model.text(["a dog", "two people dance"])
     assert texts.shape == (2, 16) and np.linalg.norm(texts, axis=1) == pytest.approx([1, 1], abs=1e-5)
     with torch.inference_mode():
-        wanted = made.encode_text(open_clip.get_tokenizer("tiny-with-text")(["a dog"]))[0].numpy()
+        wanted = made.encode_text(open_clip.get_tokenizer(NAME)(["a dog"]))[0].numpy()
     assert texts[0] == pytest.approx(wanted / np.linalg.norm(wanted), abs=1e-5)
     with pytest.raises(ConfigError, match=r"embeddings\.b\.model: open_clip has no model"):
-        check(EmbeddingConfig(**{**settings, "model": "none"}, weights=str(tmp_path / "clip.pt")), "embeddings.b")
+        check(EmbeddingConfig(**{**settings, "model": "none"}), "embeddings.b")
 
 
 def test_every_kind_is_a_model() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
@@ -40,6 +41,7 @@ from jobs.review.wishes import Target, Wish, targets
 from tests.jobs.review_samples import CLIP_FRAMES, FPS, HOSTILE, STEP, film, make_run
 from tests.jobs.run_samples import row_of, shown
 from tests.media_samples import make_video, number_of
+from tests.tiny_clip import NAME, needs_open_clip, tiny_clip
 
 BASE = "http://127.0.0.1:8765"
 Serve = Callable[..., "Served"]
@@ -238,6 +240,30 @@ def test_filters_are_words_rules_verdicts_and_likeness(served: Serve) -> None:
     near = re.findall(r'<img src="/frame/([^.]+)\.jpg', page)
     concept = {row["clip_id"]: row["concept"] for row in own.candidates.page(Wish(None), 100)}
     assert len(near) == 11 and first not in near and {concept[c] for c in near[:3]} == {concept[first]}
+
+
+@needs_open_clip
+def test_a_text_is_looked_for_by_the_runs_own_model(tmp_path: Path) -> None:
+    model, setting = tiny_clip(tmp_path, width=8)
+    run = make_run(tmp_path, films=1, embeddings=[setting | {"name": "layout"}])  # the vectors are there already
+    own = Served(run, 1, Guard(8765), [Target(name="lamps", quota=2, text="a lamp swings")], 50)
+    try:
+        ann = own.person("Ann")
+        page = ann.get("/list?about=a+lamp+swings&verdict=all").text
+        import open_clip
+        import torch
+
+        with torch.inference_mode():
+            wanted = model.encode_text(open_clip.get_tokenizer(NAME)(["a lamp swings"]))[0].numpy()
+        rows = [row for row in storage.read_table(str(run / "embeddings/layout")).to_pylist() if row["clip_id"][-1] != "x"]
+        cosines = {row["clip_id"]: np.dot(row["vector"], wanted) / np.linalg.norm(row["vector"]) for row in rows}
+        nearest = sorted(cosines, key=lambda clip_id: -cosines[clip_id])
+        assert re.findall(r'<img src="/frame/([^.]+)\.jpg', page) == nearest
+        assert own.next(ann, "about=a+lamp+swings") == nearest[0]
+        assert ann.post("/grow", json={"concept": "lamps"}).json() == {"added": 4}
+        assert own.ids(concept="lamps", sort="-similarity") == nearest
+    finally:
+        own.close()
 
 
 def test_films_are_cut_from_the_source_and_read_in_parts(served: Serve, tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """Spark gives what one machine gives: the statistics, the selections, and the tables as they are."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +14,14 @@ import pytest
 
 from curation.errors import ConfigError
 from curation.rules import SubsetConfig
-from jobs import select_spark, selecting, spark_tables, stats_spark
+from jobs import pipeline, select_spark, selecting, spark_tables, stats_spark
 from jobs.inspect import connect, rows, subsets
 from jobs.stats import prepare, shipped
 from tests.jobs import analyst_run
 from tests.jobs.run_samples import make_run
+from tests.small_runs import settings, small_corpus
 
+ROOT = Path(__file__).parent.parent.parent
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:pyspark", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
     pytest.mark.timeout(900),  # a minute on a machine of its own
@@ -102,6 +108,34 @@ def selection(run: Path, subset: str) -> list[dict[str, Any]]:
 def test_an_unknown_list_is_refused(drawn: Path) -> None:
     with pytest.raises(ConfigError, match="no list 'plane'; it has plain, mixed, all"):
         select_spark.main(["--run", str(drawn), "--subset", "plane"])
+
+
+@pytest.mark.slow
+def test_spark_submit_runs_both_jobs_from_any_folder(drawn: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert pipeline.run(str(small_corpus(tmp_path / "in")), str(run), settings()) == 0
+    here = {file.relative_to(run): file.read_bytes() for file in (run / "selection").rglob("*.parquet")}
+    shutil.rmtree(run / "selection")
+    assert "select: tiny: " in submit(tmp_path, "select_spark.py", "--run", "run")
+    assert {file.relative_to(run): file.read_bytes() for file in (run / "selection").rglob("*.parquet")} == here
+    assert "funnel: out/funnel" in submit(tmp_path, "stats_spark.py", "--run", str(drawn), "--out", "out", "--name", "funnel")
+    with connect(str(drawn)) as connection:
+        prepare(connection, subsets(str(drawn)))
+        wanted = rows(connection, shipped()["funnel"].sql)
+    found = pq.read_table(tmp_path / "out/funnel").to_pylist()
+    assert len(found) == len(wanted) > 0
+    assert all(close(a[column], b[column]) for a, b in zip(wanted, found, strict=True) for column in a)
+
+
+def submit(folder: Path, script: str, *options: str) -> str:
+    """What a job says that `spark-submit` runs, as the documentation has it, in a folder."""
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    quick = ["--master", "local[1]", "--driver-memory", "1g", "--conf", "spark.sql.shuffle.partitions=1"]
+    command = [str(binaries / "spark-submit"), *quick, str(ROOT / "jobs" / script), *options]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]  # Spark sends what the job says there, its errors too
+    return done.stdout
 
 
 def test_spark_opens_the_tables_as_they_are(spark: Any, tmp_path: Path) -> None:

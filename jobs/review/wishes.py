@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, Validation
 
 from curation.errors import ConfigError
 from curation.rules import clip_rule
-from curation.tables import CLIP_SCORES
+from curation.tables import CLIPS
 
-SORTS = ("draw", "path", "start_s", "duration_s", "fps", "width", "height", *CLIP_SCORES, "camera", "cluster")
+UNSORTED = ("status", "error_code", "error_message")
+"""Columns that are the same in all candidates."""
+SORTS = ("draw", *(name for name in CLIPS.names if name not in UNSORTED), "cluster", "caption")
 VERDICTS = ("not_reviewed", "kept", "rejected", "conflict")
 
 

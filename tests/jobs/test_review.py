@@ -37,7 +37,7 @@ from jobs.review.guard import Guard, checked
 from jobs.review.preview import Previews, cut
 from jobs.review.serve import Options, serve
 from jobs.review.store import Store, default_place, export
-from jobs.review.wishes import Target, Wish, targets
+from jobs.review.wishes import SORTS, Target, Wish, targets
 from tests.jobs.review_samples import CLIP_FRAMES, FPS, HOSTILE, STEP, film, make_run
 from tests.jobs.run_samples import row_of, shown
 from tests.media_samples import make_video, number_of
@@ -210,7 +210,7 @@ def test_pages_follow_on_one_another_in_any_order(served: Serve) -> None:
     own = served()
     whole = own.candidates.page(Wish(None), 1000)
     assert len(whole) == 12
-    for sort in ("draw", "-motion_mv", "motion_mv", "-aesthetic", "aesthetic", "path", "-camera"):
+    for sort in (sign + name for name in SORTS for sign in ("", "-")):
         column, down = sort.lstrip("-"), sort.startswith("-")
         known = sorted((r for r in whole if r[column] is not None), key=lambda r: (r[column], r["clip_id"]), reverse=down)
         null = sorted((r["clip_id"] for r in whole if r[column] is None), reverse=down)

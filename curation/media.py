@@ -390,7 +390,9 @@ def _pictures_at(
 
     try:
         container.seek(first.pts + round((times_s[0] - BEFORE_S) / stream.time_base), stream=stream)
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, OSError) as error:
+        if not _damage(error):
+            raise SourceError("read_failed", _words(error)) from error
         return
     packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, _packets(container, stream, decoding))
     key = next(packets, None)

@@ -59,7 +59,7 @@ def add(
     """Make views of a run's tables in a schema of a connection.
 
     To make one, each of its files is looked at: they may differ in their columns. Where they are `alike` only one is, the view
-    has the columns of `TABLES`, and a query raises duckdb.Error where it meets a file that lacks one which it asks for.
+    has the columns of `TABLES`, and a query for one that a file lacks raises BinderException or InvalidInputException of duckdb.
     """
     run_folder.read(run)
     protocol = run.split("://", 1)[0]

@@ -138,7 +138,10 @@ def _measure(
         connection.execute("SET parquet_metadata_cache = false")  # each file is opened once
         add(connection, run, READ, alike=True)
         _judge(connection, subset, base, swept)
-    except duckdb.Error:  # units of several versions: some files lack columns that others have
+    except (
+        duckdb.BinderException,
+        duckdb.InvalidInputException,
+    ):  # units of several versions: some files lack columns that others have
         connection.execute("SET parquet_metadata_cache = true")
         add(connection, run, READ)
         _judge(connection, subset, base, swept)

@@ -59,7 +59,7 @@ def add(
     """Make views of a run's tables in a schema of a connection.
 
     To make one, each of its files is looked at: they may differ in their columns. Where they are `alike` only one is, and the
-    view has the columns of `TABLES`: duckdb's BinderException or InvalidInputException comes of asking for one that a file lacks.
+    view has the columns of `TABLES`: duckdb's BinderException or InvalidInputException come of asking for one a file lacks.
     """
     run_folder.read(run)
     protocol = run.split("://", 1)[0]

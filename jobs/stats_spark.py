@@ -27,6 +27,8 @@ def statistics(spark: "SparkSession", run: str, names: Sequence[str] = ("all",))
     """
     wanted = chosen(names)
     there = spark_tables.views(spark, run)
+    for name in ("clips", "sources"):
+        spark.catalog.cacheTable(name)  # each statistic, and each rule list in `verdicts`, would open every file again
     for name, sql in relations(subsets(run)).items():
         spark.sql(sql).createOrReplaceTempView(name)
     found: dict[str, DataFrame | str] = {}

@@ -338,11 +338,15 @@ def train(
 
 
 @app.command("train-parity")
-def train_parity(ranks: Annotated[int, typer.Option(min=2, help="Processes on this machine.")] = 4) -> None:
+def train_parity(
+    ranks: Annotated[int, typer.Option(min=2, help="Processes on this machine.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps at each layout.")] = 2,
+    above: Annotated[float, typer.Option(help="Name each parameter whose gradients differ by more; 0 names all.")] = 1e-5,
+) -> None:
     """Do layouts agree? Train a few steps at each, and compare losses and gradients with those of one rank."""
     from jobs import training
 
-    raise typer.Exit(training.parity(ranks))
+    raise typer.Exit(training.parity(ranks, steps, above))
 
 
 @app.command()

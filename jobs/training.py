@@ -67,9 +67,9 @@ def _machine() -> Any:
     return Machine(memory_gb=memory, peak_flops=peak_flops(torch.device("cuda")) or Machine().peak_flops)
 
 
-def parity(ranks: int) -> int:
+def parity(ranks: int, steps: int, above: float) -> int:
     """Train a few steps at all layouts of `ranks` processes and compare; returns 1 where one does not agree."""
-    return 1 if _launched("training_bridge.dit.parity", [], ranks) else 0
+    return 1 if _launched("training_bridge.dit.parity", [f"--steps={steps}", f"--above={above}"], ranks) else 0
 
 
 def _train(

@@ -189,5 +189,8 @@ def test_psnr_and_what_is_good_enough() -> None:
 
 @pytest.mark.slow
 def test_parity_is_a_verb(capfd: pytest.CaptureFixture[str]) -> None:
-    assert reelset("train-parity", "--ranks", "2").exit_code == 0
-    assert "4 layouts against one rank, 0 beyond 1e-05" in capfd.readouterr().out
+    assert reelset("train-parity", "--ranks", "2", "--steps", "1", "--above", "0").exit_code == 0
+    said, warned = capfd.readouterr()
+    lines = said.splitlines()
+    assert lines[0].startswith("2 ranks on cpu, 1 steps in float32") and lines[-1] == "4 runs at other layouts, 0 beyond 1e-05"
+    assert sum(line.endswith("  text.linear.frozen.weight") for line in lines) >= 4 and "redistribut" not in warned

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tests.training_bridge.dit.gloo import RANKS, together
 from training_bridge.dit import parity
-from training_bridge.dit.parity import LAYOUTS, Agreement, Axes, ParityConfig, Trace, compared, runs
+from training_bridge.dit.parity import LAYOUTS, Agreement, Axes, Found, ParityConfig, Trace, compared, runs
 from training_bridge.exchange import exchange, own_part
 
 pytestmark = pytest.mark.timeout(600)
@@ -70,11 +70,11 @@ def test_an_exchange_is_attention(found: dict[str, Any], kind: str, heads: int, 
 
 
 def test_layouts_agree(found: dict[str, Any]) -> None:
-    agreements: list[Agreement] = found["parity"]
+    agreements: list[Agreement] = found["parity"].agreements
     assert {(a.axes, a.kind) for a in agreements} == set(runs(LAYOUTS[1:], RANKS))
     assert {a.axes for a in agreements} == set(LAYOUTS[1:])
     for agreement in agreements:
-        assert agreement.loss <= 1e-5 and agreement.worst[1] <= 1e-5, str(agreement)
+        assert agreement.agrees(1e-5), found["parity"].table(1e-5)
         assert any(name.startswith("text.bytes") for name in agreement.gradients)
         assert len(agreement.gradients) == len(agreements[0].gradients) > 60
 
@@ -86,7 +86,12 @@ def test_a_fresh_model_proves_nothing(found: dict[str, Any]) -> None:
 def test_gradients_that_are_a_share_of_the_true_ones_are_seen() -> None:
     true = Trace([1.0], [{"a": torch.tensor([1.0, -4.0]), "b": torch.ones(2)}])
     half = Trace([1.0], [{"a": torch.tensor([0.5, -2.0]), "b": torch.ones(2)}])
-    assert compared(true, half, Axes(1, 2, 1), "gather").worst == ("a", 0.5)
+    found = Found(true.losses, [compared(true, half, Axes(1, 2, 1), "gather")])
+    assert found.agreements[0].worst == ("a", 0.5) and not found.agreements[0].agrees(1e-5)
+    table = found.table(1e-5).splitlines()
+    assert table[1].split() == ["1", "1", "1", "reference,", "loss", "1.000000"]
+    assert [line.split() for line in table[2:]] == [["1", "2", "1", "gather", "0.0e+00", "5.0e-01", "a"], ["5.0e-01", "a"]]
+    assert found.table(0.6).splitlines() == table[:3]
 
 
 def test_tokens_must_divide_between_context_ranks() -> None:

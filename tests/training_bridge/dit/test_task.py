@@ -71,6 +71,21 @@ def test_two_ranks_are_one_however_they_share(made: Path, whole: Path, tmp_path:
     assert series(again, "digest") == series(whole, "digest")
 
 
+@pytest.mark.slow
+def test_the_world_may_change_on_the_way(made: Path, tmp_path: Path) -> None:
+    """Two data ranks, then two by two of data and context, then one: fifty steps as one rank does them."""
+    often = {"steps": 50, "validate_every": 25, "checkpoint_every": 50}
+    whole, parts = train(tmp_path / "whole", settings(made, **often)), tmp_path / "parts"
+    for ranks, steps, layout in ((2, 17, {}), (4, 33, {"context": 2})):
+        write(parts, checked(FlowRun, settings(made, **{**often, "steps": steps}, layout=layout)))
+        done = ended(start(ranks, "tests.training_bridge.dit.runs", str(parts)), timeout_s=280)
+        assert [code for code, _ in done] == [0] * ranks, done
+        assert state_of(newest_of(parts))["step"] == steps
+    train(parts, settings(made, **often))
+    assert series(parts, "digest") == series(whole, "digest") and len(series(parts, "digest")) == 50
+    assert series(parts, "loss") == pytest.approx(series(whole, "loss"), rel=1e-5)
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(made: Path, whole: Path, tmp_path: Path) -> None:
     train(tmp_path, settings(made, steps=4))
     train(tmp_path, settings(made))

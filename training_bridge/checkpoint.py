@@ -148,7 +148,7 @@ class Checkpoints:
         grow(other["weights"], [other[kind] for kind in MOMENTS] if optimizer else [])
         for kind, own in other.items():
             for name, tensor in own.items():
-                _put(ours[kind][name], tensor, f"{str(place)!r} is of another model: {name}")
+                put(ours[kind][name], tensor, f"{str(place)!r} is of another model: {name}")
         if optimizer is not None:
             settings = [_settings(group) for group in optimizer.param_groups]
             set_state_dict(model, [optimizer], model_state_dict=parts["model"], optim_state_dict=parts["optimizer"])
@@ -215,8 +215,8 @@ def weights(place: Path, averaged: bool = True) -> dict[str, torch.Tensor]:
     return {name.removeprefix(part): value for name, value in flat.items()}
 
 
-def _put(target: torch.Tensor, value: torch.Tensor, what: str) -> None:
-    """Fill a tensor, or this rank's part of it, with a whole one."""
+def put(target: torch.Tensor, value: torch.Tensor, what: str) -> None:
+    """Fill a tensor, or this rank's part of it, with a whole one. Raises ValueError where that has another shape."""
     if value.shape != target.shape:
         raise ValueError(f"{what} is {tuple(value.shape)}, {tuple(target.shape)} here")
     if isinstance(target, DTensor):  # every rank has read all of it

@@ -25,6 +25,7 @@ from torch.optim import AdamW, Optimizer
 
 from training_bridge.checkpoint import Checkpoints, newest_of, state_of
 from training_bridge.ema import Ema
+from training_bridge.initial import materialise
 from training_bridge.layout import Layout, Meshes
 from training_bridge.metrics import Clock, Log, peak_flops
 from training_bridge.plateau import Plateau, PlateauConfig
@@ -122,7 +123,10 @@ class Task(Protocol):
         """Raises ValueError where it cannot be trained on samples of these shapes."""
 
     def build(self) -> nn.ModuleDict:
-        """The parts of the model, on the CPU; only `forward` of parts and blocks is ever called."""
+        """The parts of the model; only `forward` of parts and blocks is ever called.
+
+        On the CPU with their first weights; or all on the meta device, and then each part is `initial.Drawn`.
+        """
 
     def blocks(self, model: nn.ModuleDict) -> Iterable[nn.Module]:
         """What is sharded on its own, inner modules first."""
@@ -204,7 +208,9 @@ def prepare(task: Task, config: LoopConfig, ranks: Ranks) -> tuple[nn.ModuleDict
     layout = config.layout.fitted(ranks.world)
     torch.manual_seed(config.seed)
     model = task.build()
-    model.to(ranks.device)
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    if not on_meta:
+        model.to(ranks.device)
     meshes = Meshes.of(layout, ranks.device) if ranks.world > 1 else None
     task.parallelize(model, layout, meshes)
     if meshes is not None:
@@ -216,6 +222,8 @@ def prepare(task: Task, config: LoopConfig, ranks: Ranks) -> tuple[nn.ModuleDict
             if isinstance(module, FSDPModule):  # the loss is a sum over local samples: gradients are added, not averaged
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+    if on_meta:
+        materialise(model, ranks.device, config.seed)
     optimizer = AdamW(task.groups(model), lr=config.lr, betas=config.betas)
     return model, optimizer, Ema(model, task.averaged, config.ema_decay)
 

@@ -122,8 +122,7 @@ class Drawer:
         inputs = Inputs(prints | {LATENT: model.fingerprint[LATENT + "s"]}, _tensors(null))
         self.task = FlowTask(model.config, inputs)
         check_fingerprint(model.place, model.fingerprint, self.task.fingerprint())
-        with torch.device("meta"):
-            self.model = self.task.build()
+        self.model = self.task.build()
         self.model.load_state_dict(model.weights, assign=True)
         self.model.to(self.device).eval().requires_grad_(False)
 

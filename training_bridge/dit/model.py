@@ -36,6 +36,9 @@ KERNELS = {
     "math": SDPBackend.MATH,
 }
 
+ZERO = ("modulation", "modulation.1.weight", "head.out.weight", "cross.out.weight")
+"""Parameters that start at zero, by the ends of their names."""
+
 Grid = tuple[int, int, int]
 """Tokens along time, height and width."""
 How = Literal["extend", "interpolate"]
@@ -263,23 +266,21 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all parameters anew: normal with deviation 0.02, less where branches add up.
+        """Draw all parameters anew."""
+        for name, parameter in self.named_parameters():
+            self.initial(name, parameter)
+
+    def initial(self, name: str, values: Tensor, random: torch.Generator | None = None) -> Tensor:
+        """Fill the values of a parameter: normal with deviation 0.02, less where branches add up; norms are one, biases zero.
 
         Zero, as in DiT: the modulation and the output; and the output of cross-attention, so that a block starts as nothing.
         """
-        deep = 0.02 / math.sqrt(2 * self.config.layers)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.RMSNorm):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=deep if name.endswith(("attention.out", "ffn.down")) else 0.02)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, Block | Head):
-                nn.init.zeros_(module.modulation)
-        for name, parameter in self.named_parameters():
-            if name.endswith(("entry.modulation.1.weight", "head.out.weight", "cross.out.weight")):
-                nn.init.zeros_(parameter)
+        if "norm" in name:
+            return values.fill_(1)
+        if values.ndim == 1 or name.endswith(ZERO):
+            return values.zero_()
+        deep = name.endswith(("attention.out.weight", "ffn.down.weight"))
+        return values.normal_(std=0.02 / math.sqrt(2 * self.config.layers) if deep else 0.02, generator=random)
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:

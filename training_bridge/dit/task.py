@@ -118,9 +118,10 @@ class FlowTask:
         self.shapes = list(shapes)
 
     def build(self) -> nn.ModuleDict:
-        """The parts, drawn anew."""
-        text = TextTokens(self.config.text, self.architecture.width)
-        return nn.ModuleDict({"backbone": Backbone(self.architecture), "text": text})
+        """The parts, on the meta device."""
+        with torch.device("meta"):
+            text = TextTokens(self.config.text, self.architecture.width)
+            return nn.ModuleDict({"backbone": Backbone(self.architecture), "text": text})
 
     def blocks(self, model: nn.ModuleDict) -> Iterator[nn.Module]:
         """What is sharded on its own."""

@@ -225,6 +225,16 @@ class TextTokens(nn.Module):
         self.norm = nn.ModuleDict({e.name: nn.LayerNorm(width) for e in encoders})
         self.bytes = nn.ModuleDict({e.name: ByteEncoder(e) for e in encoders if e.kind == "bytes"})
 
+    def initial(self, name: str, values: Tensor, random: torch.Generator | None = None) -> Tensor:
+        """Fill the values of a parameter as torch's own modules do."""
+        module = self.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            return values.uniform_(-bound, bound, generator=random)
+        if isinstance(module, nn.Embedding):
+            return values.normal_(generator=random)
+        return values.fill_(float(name.endswith("weight")))  # norms
+
     def forward(self, values: dict[str, Tensor], masks: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Text (B, L, D) of all encoders' tokens, and its mask (B, L)."""
         tokens = []

@@ -1,18 +1,25 @@
 """Context exchanges and layouts on four ranks of gloo: the same numbers as on one."""
 
+import weakref
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
 
 from tests.training_bridge.dit.gloo import RANKS, together
 from training_bridge.dit import parity
+from training_bridge.dit.model import BackboneConfig
 from training_bridge.dit.parity import LAYOUTS, Agreement, Axes, Found, ParityConfig, Trace, compared, runs
+from training_bridge.dit.task import BYTES, DitConfig, FlowTask
 from training_bridge.exchange import exchange, own_part
+from training_bridge.initial import materialise
+from training_bridge.layout import Layout
+from training_bridge.loop import LoopConfig, Ranks, prepare
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -50,6 +57,28 @@ def fresh_model() -> str:
     return "all is well"
 
 
+TASK = FlowTask(DitConfig(backbone=BackboneConfig(layers=2, width=32, heads=4, ffn=48), text=(BYTES,)))
+DIVIDED = {
+    "one rank": Layout(),
+    "shards": Layout(),
+    "copies": Layout(replicate=2),
+    "context": Layout(context=2),
+    "tensor": Layout(tensor=2),
+    "tensor and copies": Layout(replicate=2, tensor=2),
+}
+
+
+def first_weights(layout: Layout, ranks: int) -> dict[str, torch.Tensor]:
+    """The model as a run begins with it, whole again."""
+    here = Ranks(dist.get_rank() if ranks > 1 else 0, ranks, torch.device("cpu"), cast("dist.ProcessGroup", dist.group.WORLD))
+    model, _, ema = prepare(TASK, LoopConfig(steps=1, seed=3, layout=layout), here)
+    own = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
+    assert ranks == 1 or all(isinstance(p, DTensor) for p in model.parameters())
+    average = {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in ema.average.items()}
+    assert all(torch.equal(average[name], own[name]) for name in own)
+    return {name: p.detach().clone() for name, p in own.items()}
+
+
 EXCHANGES = [("ulysses", 4, 2), ("ulysses", 4, 4), ("gather", 4, 2), ("gather", 3, 4), ("auto", 4, 4), ("auto", 6, 4)]
 
 
@@ -58,6 +87,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     work: dict[str, Any] = {
         f"{kind}-{heads}-{ranks}": partial(exchanged, kind, heads, ranks) for kind, heads, ranks in EXCHANGES
     }
+    work |= {name: partial(first_weights, layout, RANKS if name != "one rank" else 1) for name, layout in DIVIDED.items()}
     work |= {"parity": partial(parity.parity, ParityConfig()), "fresh": fresh_model}
     return together(work, Path(tmp_path_factory.mktemp("ranks")))
 
@@ -77,6 +107,30 @@ def test_layouts_agree(found: dict[str, Any]) -> None:
         assert agreement.agrees(1e-5), found["parity"].table(1e-5)
         assert any(name.startswith("text.bytes") for name in agreement.gradients)
         assert len(agreement.gradients) == len(agreements[0].gradients) > 60
+
+
+@pytest.mark.parametrize("name", list(DIVIDED)[1:])
+def test_first_weights_are_the_same_however_they_are_divided(found: dict[str, Any], name: str) -> None:
+    one = found["one rank"]
+    assert found[name].keys() == one.keys() and all(torch.equal(found[name][key], value) for key, value in one.items())
+    drawn = [value for key, value in one.items() if key.startswith("backbone.blocks") and value.any() and "norm" not in key]
+    assert len(drawn) == 2 * 10 and len({float(value.flatten()[0]) for value in drawn}) == len(drawn), "each its own"
+
+
+def test_a_rank_has_one_parameter_whole_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All lies on the meta device until it is divided; then the last whole tensor is gone before the next is made."""
+    model, drawn = TASK.build(), []
+    assert all(p.is_meta for p in model.parameters())
+    for part in model.values():
+
+        def watched(name: str, values: torch.Tensor, random: Any, own: Any = part.initial) -> torch.Tensor:
+            assert all(seen() is None for seen in drawn), "an earlier one is still there"
+            drawn.append(weakref.ref(values))
+            return cast("torch.Tensor", own(name, values, random))
+
+        monkeypatch.setattr(part, "initial", watched)
+    materialise(model, torch.device("cpu"), 0)
+    assert len(drawn) == len(list(model.parameters()))
 
 
 def test_a_fresh_model_proves_nothing(found: dict[str, Any]) -> None:

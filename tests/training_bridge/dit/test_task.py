@@ -259,7 +259,7 @@ def test_a_sample_is_its_seed_and_number(made: Path, whole: Path) -> None:
     _, inputs = resolved(own.data, own.dit)
     task = FlowTask(own.dit, inputs)
     model = task.build()
-    model.load_state_dict(weights_of(newest_of(whole)))
+    model.load_state_dict(weights_of(newest_of(whole)), assign=True)
     encodings = {"letters": torch.from_numpy(np.ones((5, 2), np.float32))}
     one, again, two, other = (
         task.drawn(model, "a text", encodings, (3, 2, 4, 8), number, seed) for number, seed in ((0, 0), (0, 0), (1, 0), (0, 1))

@@ -58,12 +58,12 @@ def encode_latents(run: str, tae: str, engine: EngineConfig, pool: PoolConfig, s
 def encode_texts(run: str, file: Path, engine: EngineConfig, pool: PoolConfig, subsets: Sequence[str] = ()) -> list[str]:
     """Encode with the frozen text encoders of a YAML file, a list or a training run's settings; returns what to tell the user.
 
-    Each is loaded here once to know its fingerprint. Raises ConfigError where the file names none, or one cannot be loaded.
+    Raises ConfigError where the file names none, or one cannot be loaded.
     """
     said = []
     for config in _text_encoders(file):
         try:
-            encoder = FrozenText(config)
+            encoder = FrozenText(config, engine)
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError(f"text encoder {config.name!r}: {error}") from error
         count = encode(run, encoder, engine, pool, subsets)
@@ -88,23 +88,32 @@ def _text_encoders(file: Path) -> "list[EncoderConfig]":
 
 
 class FrozenText:
-    """A frozen text encoder as the job wants it; may be pickled before `open`."""
+    """A frozen text encoder as the job wants it. What tells its fingerprint also encodes, where the engine is this process;
+    actors load their own."""
 
-    def __init__(self, config: "EncoderConfig") -> None:
+    def __init__(self, config: "EncoderConfig", engine: EngineConfig) -> None:
         from training_bridge.dit.text import load
 
         self.config, self.name = config, config.name
-        self.fingerprint = load(config).fingerprint
+        here = engine.kind == "inline"
+        loaded = load(config, _device() if here else "cpu")
+        self.fingerprint = loaded.fingerprint
+        self.encoder = loaded if here else None
 
     def open(self) -> None:
-        import torch
-
         from training_bridge.dit.text import load
 
-        self.encoder = load(self.config, "cuda" if torch.cuda.is_available() else "cpu")
+        self.encoder = self.encoder or load(self.config, _device())
 
     def encode_text(self, texts: list[str]) -> list[encoded.Floats]:
+        assert self.encoder is not None, "open comes first"
         return [array.astype("float32") for array in self.encoder.encode_text(texts)]
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def kind(encoder: Encoder) -> Encoded:

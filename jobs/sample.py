@@ -56,7 +56,7 @@ def sample(model: Path, prompts: Sequence[str], output: Path, options: Options) 
     tae.open()
     made = []
     for number, caption in enumerate(captions):
-        text = caption if shape.frames == 1 else own.config.prompt.format(fps=options.fps, prompt=caption)
+        text = own.config.written(caption, shape.frames, options.fps)
         frames = tae.decode(drawer.draw(text, number, shape, options.seed, sampler), shape.frames)
         place = output if len(captions) == 1 else output.with_name(f"{output.stem}-{number:04d}{output.suffix}")
         _write(place, frames, options.fps)

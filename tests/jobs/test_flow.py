@@ -54,6 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tree(folder: Path, **loop: Any) -> dict[str, Any]:
     own = settings(folder / "run" / "shards" / "s", steps=4, **loop)
     dit = {"backbone": {**BACKBONE, "channels": 4}, "text": [LETTERS], "tae": str(folder / "tae.pt"), "pictures": 2}
+    dit["prompts"] = ["a boat", "a dog", "a tree"]
     return {**own, "dit": {**dit, "sampler": {"steps": 2}}}
 
 
@@ -71,6 +72,21 @@ def test_validation_shows_samples(made: Path) -> None:
     assert config["dit"]["tae"].endswith("tae.pt") and config["data"]["train"]["clips"]["encoded"] == {}
     state = json.loads((newest_of(made / "flow") / "state.json").read_text())
     assert state["task"]["latents"] == TaeEncoder(str(made / "tae.pt"), "cpu").fingerprint
+
+
+def test_validation_draws_the_prompts_that_were_named(made: Path, tmp_path: Path) -> None:
+    """Two by two with one left empty, each what `sample` draws for it."""
+    grid = decode_video((made / "flow" / "pictures" / "prompts-00000004.mp4").read_bytes(), Shape(16, 64, 128)).astype(float)
+    assert grid[:, :, 36:, 68:].mean() < 20 < grid[:, :, :32, :64].mean(), "the fourth is black"
+    words = ["a boat", "a dog", "a tree"]
+    assert reelset("sample", *words, str(made / "flow"), "-o", str(tmp_path / "x.mp4"), *SMALL).exit_code == 0
+    films = [decode_video((tmp_path / f"x-{n:04d}.mp4").read_bytes(), FILM).astype(float) for n in range(3)]
+    cells = [grid[:, :, :32, :64], grid[:, :, :32, 64:], grid[:, :, 32:, :64]]
+    apart = [[float(np.abs(film - cell).mean()) for cell in cells] for film in films]
+    assert [row.index(min(row)) for row in apart] == [0, 1, 2] and max(apart[n][n] for n in range(3)) < 5, apart
+    silent = tree(made)
+    silent["dit"]["tae"] = None
+    assert "prompts are drawn for an autoencoder to show" in str(train(tmp_path / "silent", silent).exception)
 
 
 def test_a_sample_is_exact_and_the_same_from_run_and_file(made: Path, tmp_path: Path) -> None:
@@ -141,8 +157,11 @@ def other_model(made: Path, folder: Path) -> Path:
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 @pytest.mark.filterwarnings("ignore")  # transformers' own
-def test_frozen_encoders_texts_are_encoded_trained_on_and_asked_for(made: Path, tmp_path: Path) -> None:
+def test_frozen_encoders_texts_are_encoded_trained_on_and_asked_for(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from curation import open_clip_model
+    from training_bridge.dit import text
 
     open_clip_model.import_package("text")
     run = Path(shutil.copytree(made / "run", tmp_path / "run"))
@@ -152,14 +171,20 @@ def test_frozen_encoders_texts_are_encoded_trained_on_and_asked_for(made: Path, 
     for part, split in (("train", "train"), ("held_out", "validation")):
         own["data"][part]["clips"]["path"] = str(run / "shards" / "s" / split)
     assert "has ul2 encodings of no encoder" in str(train(tmp_path / "flow", own).exception)
+    loads = []
+    monkeypatch.setattr(text, "load", lambda *of, load=text.load: loads.append(of) or load(*of))
     done = reelset("encode", str(run), "--text", str(tmp_path / "flow" / "settings.yaml"), "--engine", "inline")
     assert done.exit_code == 0 and "; ul2: " in done.output, done.output
+    assert len(loads) == 1, "once, for its fingerprint and to encode"
     assert train(tmp_path / "flow", own).exit_code == 0
+    assert (tmp_path / "flow" / "pictures" / "prompts-00000004.mp4").exists()
     out = str(tmp_path / "x.mp4")
     assert reelset("sample", "a prompt", str(tmp_path / "flow"), "-o", out, *SMALL).exit_code == 0
     tiny_t5(tmp_path / "t5", seed=1)
     said = str(reelset("sample", "a prompt", str(tmp_path / "flow"), "-o", out, *SMALL).exception)
     assert "is of another model: text: " in said
+    said = str(train(tmp_path / "flow", {**own, "loop": {**own["loop"], "steps": 5}}).exception)
+    assert "dit.prompts: " in said and "trained on is" in said
 
 
 def test_auto_prints_why_and_writes_it_down(made: Path, tmp_path: Path) -> None:

@@ -3,19 +3,22 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from training_bridge import encoded, index, run
 from training_bridge.data import DataConfig, DatasetConfig, planned
 from training_bridge.dit import cost
 from training_bridge.dit.task import DitConfig, FlowTask, Inputs, check_layout
+from training_bridge.dit.text import EncoderConfig, load
 from training_bridge.encoded import LATENT, Encoded
 from training_bridge.index import Shape
+from training_bridge.launch import ranks
 from training_bridge.layout import Layout
-from training_bridge.loop import LoopConfig
+from training_bridge.loop import LoopConfig, Ranks
 from training_bridge.plan import tokens
 
 AUTO = "auto"
@@ -35,8 +38,46 @@ class FlowRun:
 
 def train(folder: Path, own: FlowRun, device: str | None = None) -> int:
     """Train one run below a folder; returns 0, or the code of a run that was told to stop. Raises as `run.train`."""
+    here = ranks(device)
     data, inputs = resolved(own.data, own.dit)
+    inputs = replace(inputs, prompts=prompts(own.dit, inputs.encoders, here))
     return run.train(folder, own.loop, data, FlowTask(own.dit, inputs), device)
+
+
+def prompts(dit: DitConfig, encoders: Mapping[str, str], here: Ranks) -> dict[str, dict[str, Tensor]]:
+    """What frozen text encoders make of the prompts, written for images and for films. Rank 0 loads them, for all.
+
+    Raises ValueError, on all ranks, where one cannot be loaded or is not the one whose encodings are trained on.
+    """
+    texts = [dit.written(prompt, frames) for prompt in dit.prompts for frames in (1, 2)]
+    frozen = [e for e in dit.text if e.kind != "bytes"]
+    if not (texts and frozen):
+        return {}
+    found: list[Any] = [None]
+    if here.rank == 0:
+        try:
+            found = [_encoded(texts, frozen, encoders, here.device.type)]
+        except (ValueError, OSError, ImportError) as error:
+            found = [f"dit.prompts: {error}"]
+    dist.broadcast_object_list(found, src=0, group=here.control)
+    if isinstance(found[0], str):
+        raise ValueError(found[0])
+    return cast("dict[str, dict[str, Tensor]]", found[0])
+
+
+def _encoded(
+    texts: Sequence[str], frozen: Sequence[EncoderConfig], encoders: Mapping[str, str], device: str
+) -> dict[str, dict[str, Tensor]]:
+    by_text: dict[str, dict[str, Tensor]] = {text: {} for text in texts}
+    for config in frozen:
+        encoder = load(config, device)
+        if encoder.fingerprint != encoders[config.name]:
+            raise ValueError(
+                f"{config.path!r} is {config.name} {encoder.fingerprint!r}, trained on is {encoders[config.name]!r}"
+            )
+        for text, array in zip(texts, encoder.encode_text(texts), strict=True):
+            by_text[text][config.name] = torch.from_numpy(array.astype("float32"))
+    return by_text
 
 
 def resolved(data: DataConfig, dit: DitConfig) -> tuple[DataConfig, Inputs]:

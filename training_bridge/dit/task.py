@@ -1,6 +1,7 @@
 """The flow model's part of a training run: text and backbone, how they are divided, their loss, and what is shown of them."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -30,6 +31,8 @@ TIME_BINS = 4
 """Validation tells the loss of so many equal spans of time apart."""
 PIXELS = 8
 """Pixels of a latent, and frames."""
+FPS = 16
+"""Frames a second of what validation draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class DitConfig:
     """The autoencoder's file: its latents are the ones to train on, and samples are shown."""
     pictures: int = 4
     """Captions of held-out samples that are sampled at each validation, where `tae` is named."""
+    prompts: tuple[str, ...] = ()
+    """Texts of your own that are sampled beside them, each time from the same noise."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How these are drawn."""
     weight_decay: float = 0.1
@@ -69,6 +74,8 @@ class DitConfig:
             self.prompt.format(fps="", prompt="")
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(f"prompt {self.prompt!r} may hold {{fps}} and {{prompt}} and nothing else: {error}") from error
+        if self.prompts and self.tae is None:
+            raise ValueError("prompts are drawn for an autoencoder to show: name its file, tae")
 
     @property
     def architecture(self) -> BackboneConfig:
@@ -76,14 +83,20 @@ class DitConfig:
         own = self.backbone or config_of(self.size)
         return own if self.lengths is None else replace(own, lengths=self.lengths)
 
+    def written(self, prompt: str, frames: int, fps: int = FPS) -> str:
+        """A prompt as the model is given it: of a film with its rate, of an image as it is."""
+        return prompt if frames == 1 else self.prompt.format(fps=fps, prompt=prompt)
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run was given: fingerprints of the encoders of latents and texts, and the empty caption as each text encoder
-    encodes it."""
+    """What a run was given: fingerprints of the encoders of latents and texts, the empty caption as each text encoder
+    encodes it, and what frozen ones make of the texts that validation draws."""
 
     encoders: Mapping[str, str] = field(default_factory=dict)
     null: Mapping[str, Tensor] = field(default_factory=dict)
+    prompts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """By the text, then by the encoder's name."""
 
 
 class FlowTask:
@@ -210,26 +223,36 @@ class FlowTask:
         return {f"loss_t{i / TIME_BINS:.2f}": total / weight for i, (total, weight) in enumerate(found) if weight}
 
     def pictures(self, model: nn.ModuleDict, batch: "Batch") -> dict[str, Tensor]:
-        """A film of the first held-out samples side by side, each above what is drawn for its caption. All ranks draw."""
-        count = min(self.config.pictures, len(batch.weights))
-        if self.config.tae is None or not count:
+        """Films to look at, which all ranks draw.
+
+        `samples`: the first held-out samples side by side, each above what is drawn for its caption. `prompts`: what is
+        drawn for the settings' prompts in the same shape, row by row.
+        """
+        if self.config.tae is None:
             return {}
         _backbone(model).set_exchange(None)
-        latents = batch.tensors["latents"][:count]
+        latents, frames = batch.tensors["latents"], batch.shape.frames
+        count = min(self.config.pictures, len(batch.weights))
         encodings = [{name: rows[i] for name, rows in batch.ragged.items()} for i in range(count)]
-        drawn = [self.drawn(model, batch.texts[i], encodings[i], latents[i].shape, i) for i in range(count)]
-        if dist.get_rank() != 0:
+        captioned = [self.drawn(model, batch.texts[i], encodings[i], latents[i].shape, i) for i in range(count)]
+        texts = [self.config.written(prompt, frames) for prompt in self.config.prompts]
+        prompted = [
+            self.drawn(model, text, self.inputs.prompts.get(text, {}), latents[0].shape, i) for i, text in enumerate(texts)
+        ]
+        if dist.get_rank() != 0 or not (captioned or prompted):
             return {}
         from training_bridge.tae.encoder import TaeEncoder
 
         tae = TaeEncoder(self.config.tae, str(latents.device))
         tae.open()
-        frames = batch.shape.frames
-        rows = [
-            torch.cat([torch.from_numpy(tae.decode(z.float().cpu().numpy(), frames)) for z in row], dim=2)
-            for row in (latents, drawn)
-        ]
-        return {"samples": torch.cat(rows, dim=1)}
+
+        def film(drawn: Sequence[Tensor], width: int) -> Tensor:
+            cells = [torch.from_numpy(tae.decode(z.float().cpu().numpy(), frames)) for z in drawn]
+            cells += [torch.zeros_like(cells[0])] * (-len(cells) % width)
+            return torch.cat([torch.cat(cells[i : i + width], dim=2) for i in range(0, len(cells), width)], dim=1)
+
+        shown = {"samples": film([*latents[:count], *captioned], count)} if captioned else {}
+        return shown | ({"prompts": film(prompted, math.ceil(len(prompted) ** 0.5))} if prompted else {})
 
     def drawn(
         self,

@@ -15,6 +15,8 @@ import yaml
 from PIL import Image
 
 from jobs.demo_train import Drawn, psnr
+from jobs.rewrite import RewriteConfig
+from tests.jobs.test_rewrite import GOOD, said, server
 from tests.jobs.test_training import MODEL, reelset
 from tests.training_bridge.dit.runs import BACKBONE, FILM, IMAGE, LETTERS, settings
 from tests.training_bridge.dit.test_text import tiny_t5
@@ -107,6 +109,34 @@ def test_a_sample_is_exact_and_the_same_from_run_and_file(made: Path, tmp_path: 
     assert one.exit_code == 0
     with Image.open(tmp_path / "d.png") as picture:
         assert picture.size == (64, 32)
+
+
+def test_prompts_are_rewritten_before_they_are_drawn(made: Path, tmp_path: Path) -> None:
+    """Over HTTP: the caption that came back is what is drawn; a server that is gone or loses quoted words draws nothing."""
+    flow, sign = str(made / "flow"), 'a sign that says "FISH"'
+    caption = f'{GOOD} A sign says "FISH".'
+
+    def rewritten(prompt: str, config: RewriteConfig) -> Any:
+        (tmp_path / "server.yaml").write_text(yaml.safe_dump(config.model_dump()))
+        out = str(tmp_path / "x.mp4")
+        return reelset("sample", prompt, flow, "-o", out, "--rewrite", str(tmp_path / "server.yaml"), *SMALL)
+
+    with server(lambda body: said(caption)) as (config, asked):
+        done = rewritten(sign, config)
+    assert done.exit_code == 0 and f"x.mp4: FPS-16 {caption}" in done.output, done.output
+    assert [body["messages"][1]["content"] for body in asked] == [sign]
+    drawn = (tmp_path / "x.mp4").read_bytes()
+    assert reelset("sample", caption, flow, "-o", str(tmp_path / "y.mp4"), *SMALL).exit_code == 0
+    assert (tmp_path / "y.mp4").read_bytes() == drawn
+    (tmp_path / "x.mp4").unlink()
+    assert f"no answer from {config.url}" in str(rewritten(sign, config).exception)
+    with server(lambda body: said(GOOD)) as (config, asked):
+        lost = str(rewritten(sign, config).exception)
+    assert "prompts that could not be rewritten: " in lost and "the words 'FISH' that shall be in the picture are lost" in lost
+    assert len(asked) == 2 and not (tmp_path / "x.mp4").exists()
+    (tmp_path / "server.yaml").write_text("url: 3")
+    done = reelset("sample", sign, flow, "-o", str(tmp_path / "x.mp4"), "--rewrite", str(tmp_path / "server.yaml"), *SMALL)
+    assert "--rewrite" in str(done.exception) and "model\n  Field required" in str(done.exception)
 
 
 def test_the_average_of_models(made: Path, tmp_path: Path) -> None:

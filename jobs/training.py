@@ -1,9 +1,12 @@
 """The trainer's verbs: settings are resolved here, and ranks do the rest."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ from jobs.config import apply, tree
 
 REFUSED = 2
 """Exit code of ranks whose settings will not do."""
+GRACE_S = 60.0
+"""How long ranks may go on after one of them has failed."""
+POLL_S = 0.1
 
 
 def train_tae(file: Path | None, overrides: Sequence[str], output: Path, ranks: int, prepare: bool) -> int:
@@ -116,22 +122,47 @@ def _settings(before: str | None, file: Path | None, overrides: Sequence[str], o
 
 
 def _launched(module: str, arguments: Sequence[str], ranks: int) -> int:
-    """Start the ranks on this machine by torchrun, hand signals on to them, and wait for them."""
-    from training_bridge.loop import STOPPED
+    """Start the ranks on this machine, hand signals on to them, and wait for them.
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", module]
-    told = False
-    with subprocess.Popen([*command, *arguments]) as process:
+    Returns the code of the first that failed (LOST where it was killed), or 0. The others then have GRACE_S to end by
+    themselves, as they watch each other. (torchrun ends with 1 whatever its ranks say, and kills them 30 s after a signal.)
+    """
+    from training_bridge.watch import LOST
 
-        def hand_on(number: int, frame: object) -> None:
-            nonlocal told
-            told = True
-            process.terminate()  # torchrun hands SIGTERM on, and waits for the ranks' checkpoint
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env={"OMP_NUM_THREADS": "1", **os.environ, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
 
-        before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    return STOPPED if told and code else code
+    def hand_on(number: int, frame: object) -> None:
+        for process in started:
+            process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        code = _first_failure(started)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return LOST if code < 0 else code
+
+
+def _first_failure(started: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for all processes, but no longer than GRACE_S after one has failed; returns its code, or 0."""
+    failed, since = 0, 0.0
+    while None in (codes := [process.poll() for process in started]):
+        if not failed and (failed := next(filter(None, codes), 0)):
+            since = time.monotonic()
+        if failed and time.monotonic() - since > GRACE_S:
+            break
+        time.sleep(POLL_S)
+    return failed or next(filter(None, codes), 0)

@@ -33,15 +33,17 @@ class Layout:
         if min(self.replicate, self.context, self.tensor) < 1 or self.shard < 0:
             raise ValueError(f"{self}: replicate, context and tensor are 1 or more, shard 0 or more")
         fixed = self.replicate * self.context * self.tensor
-        shard = self.shard or world // fixed
-        if shard < 1 or fixed * shard != world:
+        shard = self.shard or max(1, world // fixed)
+        if fixed * shard != world:
             model = self.context * self.tensor
-            fits = [n for n in range(1, world // model + 1) if world % (model * n) == 0]
+            if world % model:
+                fits = f"context x tensor = {model} does not divide {world}: it may be {nearest_divisors(world, model)}"
+            else:
+                fits = f"With context x tensor = {model}, replicate x shard is {world // model}: "
+                fits += f"replicate may be {nearest_divisors(world // model, self.replicate)}, shard 0"
             raise ValueError(
                 f"replicate {self.replicate} x shard {shard} x context {self.context} x tensor {self.tensor} = {fixed * shard} "
-                f"ranks, and there are {world}. "
-                + (f"With context x tensor = {model}, replicate may be {', '.join(map(str, fits))}" if fits else "")
-                + ("" if fits else f"context x tensor = {model} does not divide {world}")
+                f"ranks, and there are {world}. {fits}"
             )
         return Layout(replicate=self.replicate, shard=shard, context=self.context, tensor=self.tensor)
 
@@ -71,6 +73,12 @@ class Layout:
 
     def __str__(self) -> str:
         return f"replicate {self.replicate} x shard {self.shard} x context {self.context} x tensor {self.tensor}"
+
+
+def nearest_divisors(number: int, wanted: int) -> str:
+    """Up to three divisors of a number that are nearest to what was wanted, to be told."""
+    fits = [n for n in range(1, number + 1) if number % n == 0]
+    return ", ".join(map(str, sorted(sorted(fits, key=lambda n: abs(n - wanted))[:3])))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """The flow model's verbs, as a user calls them: latents, training, samples, averages, files."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from importlib.resources import files
 from importlib.util import find_spec
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -20,13 +25,16 @@ from tests.jobs.test_rewrite import GOOD, said, server
 from tests.jobs.test_training import MODEL, reelset
 from tests.training_bridge.dit.runs import BACKBONE, FILM, IMAGE, LETTERS, settings
 from tests.training_bridge.dit.test_text import tiny_t5
+from tests.training_bridge.launched import ROOT
 from tests.training_bridge.samples import make_shards
 from training_bridge.checkpoint import newest_of, weights
 from training_bridge.dit import finished, recipe
 from training_bridge.index import Shape
+from training_bridge.loop import STOPPED
 from training_bridge.media import decode_video
 from training_bridge.tae.encoder import TaeEncoder, export
 from training_bridge.tae.model import Decoder, Encoder, ModelConfig
+from training_bridge.watch import LOST
 
 SMALL = ("--size", "16x32x64", "--steps", "2")
 
@@ -240,6 +248,48 @@ def test_psnr_and_what_is_good_enough() -> None:
     film = np.full((2, 4, 4, 3), 100, np.uint8)
     assert psnr(film, film) == 100 and psnr(film, film + 10) == pytest.approx(28.13, abs=0.01)
     assert Drawn("a", 25.0, "a").ok and not Drawn("a", 24.9, "a").ok and not Drawn("a", 40.0, "b").ok
+
+
+@pytest.mark.slow
+def test_ranks_of_this_machine_end_with_their_own_code(made: Path, tmp_path: Path) -> None:
+    """Refused: 2, and no settings are left. One killed: the others stop and say so, 76. SIGTERM: one more checkpoint, 75."""
+    own = tree(made, checkpoint_every=2, validate_every=10**6) | {"dit": {**tree(made)["dit"], "prompts": [], "pictures": 0}}
+    own["loop"]["steps"] = 10**6
+    refused, run, file = tmp_path / "refused", tmp_path / "run", tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(own))
+
+    def started(folder: Path, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", "from jobs.cli import main; main()", "train", "-c", str(file), "-o", str(folder)]
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(
+            [*command, "--ranks", "2", *more], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipe
+        )
+
+    def steps_done(count: int) -> list[psutil.Process]:
+        """The ranks, once they have written so many checkpoints."""
+        deadline = time.monotonic() + 100
+        while len(list((run / "checkpoints").glob("step-*"))) < count:
+            assert going.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        return psutil.Process(going.pid).children()
+
+    said, _ = (going := started(refused, "--set", "loop.layout={tensor: 8}")).communicate(timeout=100)
+    assert going.returncode == 2 and "= 8 ranks, and there are 2" in said and "Traceback" not in said, said
+    assert not (refused / "config.json").exists()
+    going = started(run, "--set", "loop.keep=1000000")
+    steps_done(1)[1].kill()
+    began = time.monotonic()
+    said, _ = going.communicate(timeout=100)
+    assert going.returncode == LOST and time.monotonic() - began < 60, said
+    assert "rank 0: another rank is gone, so this one stops" in said
+    before = len(list((run / "checkpoints").glob("step-*")))
+    going = started(run, "--set", "loop.keep=1000000")
+    steps_done(before + 1)
+    going.terminate()
+    said, _ = going.communicate(timeout=100)
+    assert going.returncode == STOPPED, said
+    last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"]
+    assert json.loads((newest_of(run) / "state.json").read_text())["step"] == last + 1
 
 
 @pytest.mark.slow

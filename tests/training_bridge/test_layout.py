@@ -14,9 +14,13 @@ def test_what_is_left_is_sharded() -> None:
 @pytest.mark.parametrize(
     ("layout", "world", "said"),
     [
-        (Layout(context=3), 8, r"3 x tensor 1 = 6 ranks, and there are 8\. context x tensor = 3 does not divide 8"),
-        (Layout(replicate=3, tensor=2), 8, r"= 6 ranks, and there are 8\. With context x tensor = 2, replicate may be 1, 2, 4"),
-        (Layout(shard=4, tensor=4), 8, "= 16 ranks, and there are 8"),
+        (Layout(context=3), 8, r"3 x tensor 1 = 6 ranks, and there are 8\. .* = 3 does not divide 8: it may be 1, 2, 4"),
+        (
+            Layout(replicate=3, tensor=2),
+            8,
+            r"= 6 ranks, and there are 8\. With context x tensor = 2, replicate x shard is 4: replicate may be 1, 2, 4",
+        ),
+        (Layout(shard=4, tensor=4), 8, "= 16 ranks, and there are 8.* replicate x shard is 2: replicate may be 1, 2, shard 0"),
         (Layout(context=0), 8, "are 1 or more"),
     ],
 )

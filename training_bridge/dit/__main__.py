@@ -12,5 +12,5 @@ if __name__ == "__main__":
     except NotFinite as error:
         sys.exit(f"training_bridge.dit: {error}")
     except ValueError as error:
-        print(f"training_bridge.dit: {error}", file=sys.stderr)
+        sys.stderr.write(f"training_bridge.dit: {error}\n")  # at once: other ranks say the same
         sys.exit(2)

@@ -20,6 +20,7 @@ from training_bridge.dit.sample import SamplerConfig, sample
 from training_bridge.dit.text import EncoderConfig, TextTokens, byte_ids, padded
 from training_bridge.exchange import Gather, Kind, Ulysses, exchange
 from training_bridge.index import Shape
+from training_bridge.layout import nearest_divisors
 from training_bridge.plan import tokens
 
 if TYPE_CHECKING:
@@ -316,14 +317,8 @@ def grid(shape: Shape) -> tuple[int, int, int]:
 def check_layout(config: BackboneConfig, shapes: Sequence[Shape], layout: "Layout") -> None:
     """Raises ValueError where heads, hidden units or tokens do not divide, with what would fit."""
 
-    def nearest(fits: list[int], wanted: int) -> str:
-        return ", ".join(map(str, sorted(sorted(fits, key=lambda n: abs(n - wanted))[:3])))
-
-    def divides(n: int) -> bool:
-        return config.heads % n == 0 and config.ffn % n == 0
-
-    if not divides(layout.tensor):
-        fits = nearest([n for n in range(1, config.heads + 1) if divides(n)], layout.tensor)
+    if config.heads % layout.tensor or config.ffn % layout.tensor:
+        fits = nearest_divisors(math.gcd(config.heads, config.ffn), layout.tensor)
         raise ValueError(
             f"{config.heads} heads and {config.ffn} hidden units do not divide between {layout.tensor} tensor ranks; "
             f"tensor may be {fits}"
@@ -331,7 +326,7 @@ def check_layout(config: BackboneConfig, shapes: Sequence[Shape], layout: "Layou
     for shape in shapes:
         ranks, count = layout.tensor * (layout.context if shape.frames > 1 else 1), tokens(shape)
         if count % ranks:
-            fits = nearest([n for n in range(1, count + 1) if count % n == 0], ranks)
+            fits = nearest_divisors(count, ranks)
             raise ValueError(
                 f"{shape}: its {count} tokens do not divide between {ranks} ranks of context x tensor; context x tensor may be "
                 f"{fits}"

@@ -27,7 +27,7 @@ from training_bridge.checkpoint import Checkpoints, newest_of, state_of
 from training_bridge.ema import Ema
 from training_bridge.initial import materialise
 from training_bridge.layout import Layout, Meshes
-from training_bridge.metrics import Clock, Log, peak_flops
+from training_bridge.metrics import Clock, Log, peak_flops, peak_memory_gb
 from training_bridge.plateau import Plateau, PlateauConfig
 
 if TYPE_CHECKING:
@@ -471,8 +471,7 @@ class Trainer:
         numbers = {"wall_s": wall_s, "tokens": tokens, "tokens_per_s": tokens / wall_s, "data_wait_share": data_s / wall_s}
         if (peak := peak_flops(self.ranks.device)) is not None:
             numbers["mfu"] = self.task.flops(batch.shape) * batch.total_weight / wall_s / (peak * self.ranks.world)
-            numbers["peak_memory_gb"] = torch.cuda.max_memory_allocated(self.ranks.device) / 1e9
-        return numbers
+        return numbers | {"peak_memory_gb": peak_memory_gb(self.ranks.device)}
 
     def _digest(self, own: Sequence[bytes], batch: "Batch") -> str:
         """The step's digest from all ranks' parts, in the order of the step."""

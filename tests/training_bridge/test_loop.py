@@ -53,8 +53,10 @@ def test_it_learns_and_says_so(whole: Trainer) -> None:
         "lr",
         "digest",
         "data_wait_share",
+        "peak_memory_gb",
         "tokens_per_s",
     }
+    assert 0 <= line["data_wait_share"] <= 1 and 0.05 < line["peak_memory_gb"] < 50
     assert [v["step"] for v in lines(whole.folder, "validation")] == [10, 20, 30, 40, 50]
     assert [p.name for p in whole.checkpoints.all()] == ["step-00000020", "step-00000040", "step-00000050"]
     assert sorted(p.name for p in (whole.folder / "pictures").iterdir())[-1] == "film-00000050.mp4"
@@ -278,6 +280,17 @@ def test_a_run_begins_with_anothers_weights(whole: Trainer, tmp_path: Path, weig
     assert again.step == 2, "its own checkpoint is taken, and the other run is not asked"
     with pytest.raises(ValueError, match="is of another model: width: 16 there, 24 here"):
         trainer(tmp_path / "wide", init=init, width=24)
+
+
+def test_tensorboard_has_the_steps_numbers(tmp_path: Path) -> None:
+    """Read back by TensorBoard itself; a run that goes on adds to them."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for steps in (3, 5):
+        assert trainer(tmp_path, steps=steps, tensorboard=True, validate_every=5).run() == 0
+    board = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"step/loss", "step/lr", "step/peak_memory_gb", "validation/fit"} <= set(board.Tags()["scalars"])
+    found = {event.step: event.value for event in board.Scalars("step/loss")}
+    assert found == pytest.approx(dict(enumerate(series(tmp_path, "loss"))))
 
 
 def test_a_profile_is_written(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 STANDS_ALONE = ("bucketing/shard_format.py", "bucketing/buckets.py")
 TORCH_ONLY = (
-    *("loop", "plateau", "layout", "checkpoint", "ema", "initial", "metrics", "watch", "launch", "exchange"),
+    *("loop", "task", "plateau", "layout", "checkpoint", "ema", "initial", "metrics", "watch", "launch", "exchange"),
     *("tae/model", "tae/weights", "tae/losses", "tae/measures", "tae/tiling", "tae/normalisation", "tae/cosines"),
     *("dit/model", "dit/flow", "dit/sample", "dit/parallel"),
 )

@@ -11,9 +11,9 @@ from torch import Tensor
 from training_bridge import index
 from training_bridge.encoded import Encoded
 from training_bridge.index import Shape
+from training_bridge.launch import Ranks
 from training_bridge.layout import Layout
 from training_bridge.loader import Batch, Draw, micro_batches
-from training_bridge.loop import Ranks
 from training_bridge.plan import Mix, Plan, Step, part
 from training_bridge.reader import Reader, Source
 from training_bridge.sharing import shared

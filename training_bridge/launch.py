@@ -2,17 +2,27 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from training_bridge.loop import Ranks
-
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 """What torchrun sets, and where srun says the same. `MASTER_ADDR` and `MASTER_PORT` are the batch script's to set."""
 PATIENCE = timedelta(minutes=10)
 """A rank that is so long behind the others is given up."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among the others."""
+
+    rank: int
+    world: int
+    device: torch.device
+    control: dist.ProcessGroup
+    """A gloo group of all ranks for numbers, stop flags and checkpoints."""
 
 
 def ranks(device: str | None = None) -> Ranks:

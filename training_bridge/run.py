@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 from training_bridge.data import DataConfig, ShardData
-from training_bridge.launch import ranks
-from training_bridge.loop import LoopConfig, NotFinite, Ranks, Task, Trainer
+from training_bridge.launch import Ranks, ranks
+from training_bridge.loop import LoopConfig, NotFinite, Trainer
+from training_bridge.task import Task
 from training_bridge.watch import watched
 
 

@@ -16,9 +16,9 @@ from training_bridge.dit.task import DitConfig, FlowTask, Inputs, check_layout
 from training_bridge.dit.text import EncoderConfig, load
 from training_bridge.encoded import LATENT, Encoded
 from training_bridge.index import Shape
-from training_bridge.launch import ranks
+from training_bridge.launch import Ranks, ranks
 from training_bridge.layout import Layout
-from training_bridge.loop import LoopConfig, Ranks
+from training_bridge.loop import LoopConfig
 from training_bridge.plan import tokens
 
 AUTO = "auto"

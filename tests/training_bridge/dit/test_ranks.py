@@ -18,8 +18,9 @@ from training_bridge.dit.parity import LAYOUTS, Agreement, Axes, Found, ParityCo
 from training_bridge.dit.task import BYTES, DitConfig, FlowTask
 from training_bridge.exchange import exchange, own_part
 from training_bridge.initial import materialise
+from training_bridge.launch import Ranks
 from training_bridge.layout import Layout
-from training_bridge.loop import LoopConfig, Ranks, prepare
+from training_bridge.loop import LoopConfig, prepare
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -62,8 +62,6 @@ TASK = FlowTask(DitConfig(backbone=BackboneConfig(layers=2, width=32, heads=4, f
 DIVIDED = {
     "one rank": Layout(),
     "shards": Layout(),
-    "copies": Layout(replicate=2),
-    "context": Layout(context=2),
     "tensor": Layout(tensor=2),
     "tensor and copies": Layout(replicate=2, tensor=2),
 }

@@ -1,5 +1,6 @@
 """`reelset`, the command line: thin over the jobs, one verb a function."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+PIPED_WIDTH = 160
+"""Columns of what no terminal shows."""
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run folder, or its URL.")]
 Input = Annotated[str, typer.Option("--input", "-i", help="A folder, a manifest (.txt, .csv, .parquet) or a URL of either.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="The run folder: new, or one to go on with.")]
@@ -457,7 +460,10 @@ def _print(make: Callable[[], Any]) -> None:
     if isinstance(made, str):
         typer.echo(made, nl=not made.endswith("\n"))
     else:
-        Console(highlight=False).print(made)
+        console = Console(highlight=False)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = PIPED_WIDTH
+        console.print(made)
 
 
 if __name__ == "__main__":

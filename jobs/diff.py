@@ -32,13 +32,15 @@ class Comparison:
     counts: dict[str, int]
     verdicts: list[dict[str, Any]]
     drift: list[dict[str, Any]]
+    cameras: list[dict[str, Any]]
+    """Camera labels before and after that differ, with how many clips."""
     only: list[str]
     """Subsets that one of the runs has alone."""
 
 
 def compare(run: str, other: str) -> Comparison:
     """Compare two runs of one corpus. Raises ConfigError where either is no run, or where they share no clip."""
-    before, after = (_settings(run_folder.read(place)["config"]) for place in (run, other))
+    before, after = (_settings(run_folder.read(place)) for place in (run, other))
     with connect(run, TABLES) as connection:
         add(connection, other, TABLES, "other")
         counts = _join(connection)
@@ -51,16 +53,17 @@ def compare(run: str, other: str) -> Comparison:
             {row["subset"] for row in rows(connection, f"SELECT DISTINCT subset FROM {s}selection")} for s in ("", "other.")
         ]
         verdicts = rows(connection, VERDICTS)
+        cameras = rows(connection, CAMERAS)
         drift = [row for row in (_drift(connection, score) for score in SCORES) if row["n_before"] or row["n_after"]]
     keys = sorted(k for k in before | after if before.get(k, "(unset)") != after.get(k, "(unset)"))
     settings = [(key, before.get(key, "(unset)"), after.get(key, "(unset)")) for key in keys]
-    return Comparison(settings, counts, verdicts, drift, sorted(names[0] ^ names[1]))
+    return Comparison(settings, counts, verdicts, drift, cameras, sorted(names[0] ^ names[1]))
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """A config, flat; a list of settings by their names, a list of rules by their places."""
+def _settings(page: dict[str, Any]) -> dict[str, Any]:
+    """A run's config and the versions it was made with, flat; a list of settings by their names, a list of rules by places."""
     named: dict[str, Any] = {}
-    for key, value in config.items():
+    for key, value in {**page["config"], "versions": page["versions"]}.items():
         if key not in SETTINGS_LEFT_OUT:
             is_named = isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value)
             named[key] = {item["name"]: item for item in value} if is_named else value
@@ -69,7 +72,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _join(connection: "duckdb.DuckDBPyConnection") -> dict[str, int]:
     """Make `pairs`: a row a clip that both runs have, with its scores in either; returns how many each has."""
-    columns = ", ".join(f"a.{score} AS {score}, b.{score} AS {score}_after" for score in SCORES)
+    columns = ", ".join(f"a.{name} AS {name}, b.{name} AS {name}_after" for name in (*SCORES, "camera"))
     connection.execute(f"CREATE TEMP TABLE pairs AS SELECT clip_id, {columns} FROM clips a JOIN other.clips b USING (clip_id)")
     query = """SELECT (SELECT count(*) FROM pairs) AS shared, (SELECT count(*) FROM clips) AS first,
                       (SELECT count(*) FROM other.clips) AS second"""
@@ -84,6 +87,11 @@ VERDICTS = f"""
     FROM first JOIN second USING (subset, clip_id) JOIN pairs USING (clip_id)
     GROUP BY ALL ORDER BY subset, clips DESC, before, after"""
 """Every pair of reasons that a shared clip was given."""
+
+
+CAMERAS = """
+    SELECT camera AS before, camera_after AS after, count(*) AS clips FROM pairs WHERE camera IS DISTINCT FROM camera_after
+    GROUP BY ALL ORDER BY clips DESC, before, after"""
 
 
 def _drift(connection: "duckdb.DuckDBPyConnection", score: str) -> dict[str, Any]:
@@ -132,6 +140,10 @@ def listed(found: Comparison) -> "RenderableType":
         hours, labels = f"{row['seconds'] / 3600:.3f}", (reason_label(row["before"]), reason_label(row["after"]))
         changes.add_row(*texts(row["subset"], *labels, row["clips"], hours, "\n".join(row["examples"])))
     shown.append(changes if changes.row_count else "No clip changed verdict.")
+    cameras = new_table("before", "after", "clips", title="Camera labels that changed")
+    for row in found.cameras:
+        cameras.add_row(*texts(*(row[k] or "(none)" for k in ("before", "after")), row["clips"]))
+    shown += [cameras] * bool(found.cameras)
     shown += [f"Only one of the runs has a selection {name}." for name in found.only]
     drift = new_table(
         "score", "changed", "measured", "mean", "p05", "p50", "p95", "largest change", title="Scores that drifted"

@@ -209,7 +209,9 @@ def new_table(*columns: str, title: str | None = None) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(Text(printable(column)), overflow="fold")
+        # A head is broken between words only: nobody reads one that is broken within.
+        longest = max(map(len, printable(column).split()), default=0)
+        table.add_column(Text(printable(column)), overflow="fold", min_width=longest)
     return table
 
 

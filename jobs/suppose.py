@@ -15,9 +15,9 @@ LISTS = ("source_rules", "clip_rules", "image_rules")
 def changed(base: SubsetConfig, rules: Sequence[str], name: str) -> SubsetConfig:
     """`base` with these rules, under another name.
 
-    A rule takes the place of the list's own over the same columns, in each of its lists that has one; one over other columns
-    is added to those for video clips, or to those for sources where no clip has such columns. Raises ConfigError for a rule
-    that cannot be read or a name that is none.
+    A rule takes the place of the list's own over the same columns, in each of its lists that has one; a bound from one side
+    leaves one from the other side as it is. A rule that takes no place is added to those for video clips, or to those for
+    sources where no clip has such columns. Raises ConfigError for a rule that cannot be read or a name that is none.
     """
     lists = {part: list(getattr(base, part)) for part in LISTS}
     for text in rules:
@@ -54,9 +54,19 @@ def _table(part: str) -> str:
 
 
 def _same(texts: Sequence[str], part: str, rule: Rule) -> list[int]:
-    """Places of the rules over the columns of `rule`."""
-    read = source_rule if part == "source_rules" else clip_rule
-    return [place for place, text in enumerate(texts) if set(read(text).mentioned) == set(rule.mentioned)]
+    """Places of the rules over the columns of `rule`, but those that are bounds from the other side."""
+    own = list(map(source_rule if part == "source_rules" else clip_rule, texts))
+    return [i for i, o in enumerate(own) if set(o.mentioned) == set(rule.mentioned) and _sides(o) & _sides(rule)]
+
+
+def _sides(rule: Rule) -> set[str]:
+    """From where a rule bounds what it compares; from both sides where it does not compare with a number."""
+    return {side for bound in bounds(rule) for side in bound.sides} or {"below", "above"}
+
+
+def replaced(base: SubsetConfig, new: SubsetConfig) -> list[str]:
+    """The rules of `base` that `new` has not."""
+    return list(dict.fromkeys(rule for part in LISTS for rule in getattr(base, part) if rule not in getattr(new, part)))
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,14 @@ class Bound:
         if self.place:
             return f"... {self.tree.signs[self.place - 1]} threshold"
         return f"threshold {self.tree.signs[0]} ..."
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """From where the number bounds what it is compared with: `> 3` from below, `< 3` from above, `= 3` from both."""
+        sign = self.tree.signs[max(self.place - 1, 0)][0]
+        if sign not in "<>":
+            return ("below", "above")
+        return ("below",) if (sign == ">") == bool(self.place) else ("above",)
 
     @property
     def _asked(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ from jobs.config import rule_list
 from jobs.funnel import Amount, Step, steps
 from jobs.inspect import add, connect, new_table, number, rows, subsets, texts
 from jobs.stats import joined, rules_of, verdict_sql
-from jobs.suppose import Bound, bounds, changed
+from jobs.suppose import Bound, bounds, changed, replaced
 
 if TYPE_CHECKING:
     import duckdb
@@ -65,7 +65,7 @@ def compared(run: str, subset: SubsetConfig, base: SubsetConfig | None, rules: S
     with connect(run, ()) as connection:
         _measure(connection, run, subset, base or subset, swept)
         groups = [Verdicts(*row) for row in connection.execute(GROUPS).fetchall()]
-        shown: list[RenderableType] = []
+        shown: list[RenderableType] = [_asked(rules, replaced(base, subset))] if base and rules else []
         for kind in ("video", "image"):
             if tally := _tally(subset, kind, groups):
                 whole = sum(tally.values(), Amount())
@@ -207,26 +207,25 @@ def _funnel(title: str, found: list[Step], whole: Amount) -> "Table":
     return table
 
 
+def _asked(rules: Sequence[str], gone: Sequence[str]) -> str:
+    """What is asked, and the rules of the list that make room for it."""
+    return f"Asked: {'; '.join(rules)}" + (f", in place of {'; '.join(gone)}." if gone else ".")
+
+
 def _outcome(groups: Sequence[Verdicts], subset: SubsetConfig, base: SubsetConfig | None) -> "list[RenderableType]":
     """Kept, dropped and unknown, beside what the run's own list says, and how much is gained and lost."""
-    columns = ["clips now", "hours now", "change", "gained", "hours gained", "lost", "hours lost"] if base else []
+    columns = ["clips now", "hours now", "change"] if base else []
     table = new_table("by the rules alone", "clips", "hours", *columns, title="All clips")
+    moved = new_table("by the rules alone", "gained", "hours gained", "lost", "hours lost", title="Gained and lost")
     for name in ("kept", "dropped", "unknown", "error"):
         new = [group for group in groups if group.fate(group.pattern) == name]
         old = [group for group in groups if group.fate(group.before) == name]
         amount, now = _sum(new), _sum(old)
         gained, lost = _sum(g for g in new if g not in old), _sum(g for g in old if g not in new)
-        more = [
-            now.count,
-            _hours(now),
-            f"{amount.count - now.count:+d}",
-            gained.count,
-            _hours(gained),
-            lost.count,
-            _hours(lost),
-        ]
-        table.add_row(*texts(name, amount.count, _hours(amount), *(more if base else [])))
-    return [table] if base else [table, f"The run has no selection named {subset.name} to compare with."]
+        more = [now.count, _hours(now), f"{amount.count - now.count:+d}"] if base else []
+        table.add_row(*texts(name, amount.count, _hours(amount), *more))
+        moved.add_row(*texts(name, gained.count, _hours(gained), lost.count, _hours(lost)))
+    return [table, moved] if base else [table, f"The run has no selection named {subset.name} to compare with."]
 
 
 def _sum(groups: "Iterator[Verdicts] | Sequence[Verdicts]") -> Amount:

@@ -24,11 +24,14 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     for run in (first, second):
         make_run(run)
     page = json.loads((second / "run.json").read_text())
+    page["versions"]["av"] = "1.0"
     page["config"]["subsets"][0]["clip_rules"][0] = "border_frac < 0.01"
     (second / "run.json").write_text(json.dumps(page))
     clips = pq.read_table(second / "clips" / "unit-000000.parquet").slice(0, 5)
     place = clips.schema.get_field_index("motion_mv")
     clips = clips.set_column(place, "motion_mv", pc.multiply(clips["motion_mv"], 2.0))
+    place = clips.schema.get_field_index("camera")
+    clips = clips.set_column(place, "camera", pa.array(["arc", "arc", None, None, None], clips.schema.field(place).type))
     pq.write_table(clips, second / "clips" / "unit-000000.parquet")
     file = next((second / "selection" / "small").glob("*.parquet"))
     rows = pq.read_table(file).to_pylist()
@@ -39,7 +42,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_settings_verdicts_and_scores(runs: tuple[Path, Path], tmp_path: Path) -> None:
     found = diff.compare(str(runs[0]), str(runs[1]))
-    assert [key for key, _, _ in found.settings] == ["subsets.small.clip_rules"]
+    assert [key for key, _, _ in found.settings] == ["subsets.small.clip_rules", "versions.av"]
     assert found.counts == {"shared": 5, "first": 6, "second": 5}
     (change,) = diff.changed(found.verdicts)
     assert (change["before"], change["after"], change["clips"], change["seconds"]) == ("kept", "rule:text_score < 0.6", 1, 6.0)
@@ -48,6 +51,8 @@ def test_settings_verdicts_and_scores(runs: tuple[Path, Path], tmp_path: Path) -
     assert (drift["mean_before"], drift["mean_after"]) == (3.4, 6.8) and sum(drift["before"]) == sum(drift["after"]) == 5
     page = shown(diff.listed(found))
     assert "0000000000000001_0000000_0000180" in row_of(page, "small", "kept")
+    assert found.cameras == [{"before": None, "after": "arc", "clips": 2}]
+    assert row_of(page, "(none)", "arc").split()[-1] == "2"
     assert "3.4 -> 6.8" in row_of(page, "motion_mv", " -> ")
 
 

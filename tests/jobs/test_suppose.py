@@ -4,7 +4,7 @@ import pytest
 
 from curation.errors import ConfigError
 from curation.rules import SubsetConfig, clip_rule
-from jobs.suppose import bounds, changed, parsed
+from jobs.suppose import bounds, changed, parsed, replaced
 
 BASE = SubsetConfig(
     name="base",
@@ -22,6 +22,17 @@ def test_a_rule_takes_the_place_of_those_over_its_columns() -> None:
         "base with 1 < motion_mv < 9; border_frac < 0.1",
         BASE.source_rules,
     )
+
+
+def test_a_bound_from_one_side_leaves_the_other() -> None:
+    for text in ("motion_mv > 1.5", "1.5 <= motion_mv"):
+        new = changed(BASE, [text], "new")
+        assert new.clip_rules == ("border_frac < 0.02", text, "motion_mv < 7") and replaced(BASE, new) == ["motion_mv > 0.5"]
+    for text in ("motion_mv < 9", "9 > motion_mv"):
+        assert changed(BASE, [text], "new").clip_rules == ("border_frac < 0.02", "motion_mv > 0.5", text)
+    for text in ("motion_mv = 3", "motion_mv is not null", "motion_mv < 1 or motion_mv > 5"):
+        new = changed(BASE, [text], "new")
+        assert new.clip_rules == ("border_frac < 0.02", text) and replaced(BASE, new) == ["motion_mv > 0.5", "motion_mv < 7"]
 
 
 def test_a_rule_over_other_columns_is_added_where_it_can_be() -> None:

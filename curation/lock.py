@@ -36,6 +36,9 @@ def hold(run: str) -> Iterator[None]:
     """
     lock = Lease(run) if storage.is_remote(run) else FileLock(run)
     lock.acquire()
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:  # a script started us in the background: what has to end the work would be ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except BaseException:  # the interrupt that says so may have become another error on its way
@@ -43,6 +46,8 @@ def hold(run: str) -> Iterator[None]:
             raise
         raise StageError("lock_lost", f"the lease on {run!r} was not renewed in time: another process may have it") from None
     finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         lock.release()
 
 

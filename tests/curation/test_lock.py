@@ -1,6 +1,7 @@
 """One driver at a time: on a disk, and on an object store."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -128,7 +129,12 @@ def test_a_lease_that_cannot_be_renewed_ends_its_driver_before_another_may_take_
 
     monkeypatch.setattr(lock, "LEASE_S", 1.5)
     monkeypatch.setattr(lock, "MARGIN_S", 0.5)
-    with pytest.raises(StageError, match="lock_lost"), lock.hold(bucket):
-        monkeypatch.setattr(storage, "swap", refuse)
-        time.sleep(20)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in what a script starts in the background
+    try:
+        with pytest.raises(StageError, match="lock_lost"), lock.hold(bucket):
+            monkeypatch.setattr(storage, "swap", refuse)
+            time.sleep(20)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.time() < json.loads(storage.read_bytes(f"{bucket}/.lock"))["until"]

@@ -139,7 +139,7 @@ class Candidates:
     def _check_quota(self, concept: str | None) -> None:
         for row in self._targets("AND concept = ?", [concept]):
             if row["accepted"] > row["quota"]:
-                raise Refused(f"{concept!r} has its {row['quota']} clips: skip, or accept under another concept")
+                raise Refused(f"{concept!r} has its {row['quota']} clips: skip it, or accept it in another concept's queue")
 
     def undo(self, who: str, name: str) -> Row:
         """Take back a person's last decision; `name` is the undo's own. The row that it undoes. Raises Refused."""
@@ -167,7 +167,7 @@ class Candidates:
         full = [row["concept"] for row in self._targets() if row["accepted"] >= row["quota"]]
         if wish.concept in full:
             return None
-        full = [] if wish.concept else full
+        full = [] if self.is_target(wish.concept) else full  # accepted here, a clip is one of this concept's
         free = f"""AND coalesce(c.concept, '') NOT IN ({", ".join("?" * len(full))})
                    AND NOT EXISTS (SELECT 1 FROM cache.mine m WHERE m.who = ? AND m.clip_id = c.clip_id)
                    AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.clip_id = c.clip_id AND l.who <> ? AND l.until > ?)"""

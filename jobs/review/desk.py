@@ -44,14 +44,15 @@ class Desk:
 
     def times(self, clip: Row) -> NDArray[np.float64]:
         """The times of a clip's frames in its source."""
-        if clip["clip_id"] not in self._times:
+        if (times := self._times.get(clip["clip_id"])) is None:  # another thread may empty it meanwhile
             with storage.open_read(storage.join(self.run, "series", f"{clip['unit']}.parquet")) as file:
                 wanted = pc.field("source_id") == clip["source_id"]
                 whole = pq.read_table(file, columns=["time_s"], filters=wanted)["time_s"].to_pylist()[0]
             if len(self._times) > 256:
                 self._times.clear()
-            self._times[clip["clip_id"]] = np.asarray(whole[clip["start_frame"] : clip["end_frame"]], np.float64)
-        return self._times[clip["clip_id"]]
+            times = np.asarray(whole[clip["start_frame"] : clip["end_frame"]], np.float64)
+            self._times[clip["clip_id"]] = times
+        return times
 
     def span(self, clip: Row, start: int, end: int) -> Row:
         """A part of a clip by frames, with its times. Raises Refused outside the clip."""
@@ -71,7 +72,7 @@ class Desk:
         standing = self.candidates.store.verdict(clip["clip_id"]).standing
         own = next((row for row in standing if row["who"] == who), None)
         open_to_see = own is not None or clip["verdict"] != "not_reviewed"  # before, each judges for themselves
-        last = own or (standing[-1] if standing and clip["verdict"] == "conflict" else None)
+        last = own or (standing[-1] if standing and open_to_see else None)
         draft = {"caption": clip["caption"], "camera": clip["camera"], "shots": [], **clip["fields"]}
         if last is not None and last["action"] == "accept":
             draft = {name: last[name] for name in ("start_frame", "end_frame", "caption", "camera", "shots", *FIELDS)}

@@ -37,11 +37,14 @@ class Guard:
     token: str | None = None
     hosts: tuple[str, ...] = LOOPBACK
     """Names by which the server may be called: another name that leads here is another page's trick."""
+    proxied: tuple[str, ...] = ()
+    """The same, as a proxy before it is called: without a port, or with its own."""
 
     def refusal(self, request: "Request") -> str | None:
         """Why a request is refused; None where it is not."""
         host = request.headers.get("host", "")
-        if host not in {f"{name}:{self.port}" for name in self.hosts} | (set(self.hosts) if self.port in (80, 443) else set()):
+        bare = self.hosts if self.port in (80, 443) else ()
+        if host not in {*(f"{name}:{self.port}" for name in self.hosts), *bare, *self.proxied}:
             return "the server does not go by this name"
         origin = request.headers.get("origin")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
@@ -75,7 +78,7 @@ def checked(host: str, port: int, token: str | None, allow_remote: bool, names: 
     if token is not None and not re.fullmatch(rf"[A-Za-z0-9_-]{{{LEAST_TOKEN},200}}", token):
         raise ConfigError(f"--token must be {LEAST_TOKEN} to 200 letters, digits, _ and -")
     own = () if host in ("0.0.0.0", "::") else (f"[{host}]" if ":" in host else host,)
-    return Guard(port, token, tuple(dict.fromkeys((*own, *names, *LOOPBACK))))
+    return Guard(port, token, tuple(dict.fromkeys((*own, *names, *LOOPBACK))), names)
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curation import run_folder, storage
-from curation.errors import ConfigError
+from curation.errors import ConfigError, ReelsetError
 from curation.review import by_clip
 from curation.rules import SubsetConfig
 from jobs.config import Config, resolve
@@ -126,7 +126,7 @@ class Exporter:
                 try:
                     export(self.run, self.store)
                     self.new -= taken
-                except OSError as error:  # the decisions are in the store: the next export has them
+                except (OSError, ReelsetError) as error:  # the decisions are in the store: the next export has them
                     self.say(f"review: not exported: {error}")
 
 

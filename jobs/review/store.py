@@ -109,23 +109,33 @@ class Store:
         return review.verdict(self.history(clip_id), self.rule)
 
     def add(self, decision: Decision) -> Row:
-        """Add a decision inside the caller's transaction; one whose name is there already is given back as it stands.
+        """Add a decision inside the caller's transaction; the same sent again is given back as it stands.
 
-        Raises Refused where somebody else has the clip open.
+        Raises Refused where somebody else has the clip open, and where the name is that of a decision that says another thing.
         """
-        known = self.db.execute("SELECT * FROM history WHERE judgement = ?", [decision.judgement]).fetchone()
+        row: Row = {
+            "judgement": decision.judgement,
+            "clip_id": decision.clip_id,
+            "who": decision.who,
+            "action": decision.action,
+        }
+        row |= {"reason": decision.reason, "concept": decision.concept, **decision.mended}
+        known = self._named(decision.judgement)
         if known is None:
             if (other := self.lease(decision.clip_id, decision.who)) is not None:
                 raise Refused(f"{other} has this clip open")
-            settles = self.verdict(decision.clip_id).reason == review.CONFLICT and decision.action in ("accept", "reject")
-            row = {"judgement": decision.judgement, "clip_id": decision.clip_id, "who": decision.who, "settles": settles}
-            row |= {"action": decision.action, "reason": decision.reason, "concept": decision.concept, **decision.mended}
-            self._insert(row)
+            stands = self.verdict(decision.clip_id)
+            settles = stands.reason == review.CONFLICT or any(one["settles"] for one in stands.standing)
+            self._insert(row | {"settles": settles and decision.action in ("accept", "reject")})
             self.db.execute("DELETE FROM leases WHERE clip_id = ? AND who = ?", [decision.clip_id, decision.who])
-            known = self.db.execute("SELECT * FROM history WHERE judgement = ?", [decision.judgement]).fetchone()
-        elif (known["clip_id"], known["who"], known["action"]) != (decision.clip_id, decision.who, decision.action):
-            raise Refused("this decision's name is another decision's: reload the page")
+            known = self._named(decision.judgement)
+        elif any(known[name] != value for name, value in _kept(row).items()):
+            # Its answer was lost, and the person went on: what they see now must not pass for what was saved.
+            raise Refused("another decision of this name is saved, as you first sent it: decide again to save this one")
         return _row(known, self.subset)
+
+    def _named(self, judgement: str) -> Any:
+        return self.db.execute("SELECT * FROM history WHERE judgement = ?", [judgement]).fetchone()
 
     def undo(self, who: str, name: str) -> Row:
         """Take back the last decision of a person that stands, inside the caller's transaction. Raises Refused."""
@@ -147,8 +157,7 @@ class Store:
         return _row(found, self.subset) if found is not None else None
 
     def _insert(self, row: Row) -> None:
-        kept = {name: json.dumps(value) if name in LISTS else value for name, value in row.items()}
-        kept["at"] = datetime.now(UTC).isoformat()
+        kept = _kept(row) | {"at": datetime.now(UTC).isoformat()}
         names = ", ".join(kept)
         self.db.execute(f"INSERT INTO history ({names}) VALUES ({', '.join('?' * len(kept))})", list(kept.values()))
 
@@ -165,6 +174,10 @@ class Store:
         """Give a clip free that a person left without a decision."""
         with self.transaction():
             self.db.execute("DELETE FROM leases WHERE clip_id = ? AND who = ?", [clip_id, who])
+
+
+def _kept(row: Row) -> Row:
+    return {name: json.dumps(value) if name in LISTS else value for name, value in row.items()}
 
 
 def _row(found: sqlite3.Row, subset: str) -> Row:
@@ -219,6 +232,6 @@ def summary(histories: Sequence[Sequence[Row]], rule: ReviewConfig) -> dict[str,
         "conflicts": [v.standing[0]["clip_id"] for v in verdicts if v.reason == review.CONFLICT],
         "twice": len(pairs),
         "agreed": agreed,
-        "kappa": (agreed - chance) / (1 - chance) if agreed is not None and chance < 1 else None,
+        "pi": (agreed - chance) / (1 - chance) if agreed is not None and chance < 1 else None,
         "overlap": sum(spans) / len(spans) if spans else None,
     }

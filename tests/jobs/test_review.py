@@ -180,7 +180,19 @@ def test_other_machines_need_a_flag_and_a_token(served: Serve) -> None:
         checked("0.0.0.0", 1, "short", True, ())
     guard = checked("0.0.0.0", 8765, token, True, ("studio.local",))
     assert "studio.local" in guard.hosts and "0.0.0.0" not in guard.hosts
+    guard = checked("127.0.0.1", 8765, token, False, ("studio.example", "studio.example:8443"))
     own = served(guard=guard)
+    for name, status in {
+        "studio.example": 303,
+        "studio.example:8443": 303,
+        "studio.example:1": 403,
+        "other.example": 403,
+    }.items():
+        behind = TestClient(own.app, base_url=f"https://{name}", follow_redirects=False)
+        assert behind.get(f"/?token={token}").status_code == status, name
+        if status == 303:
+            assert behind.post("/who", json={"name": "Bob"}, headers={"origin": f"https://{name}"}).status_code == 200
+            assert behind.post("/who", json={"name": "Bob"}, headers={"origin": "https://other.example"}).status_code == 403
     client = TestClient(own.app, base_url=BASE, follow_redirects=False)
     assert client.get("/list").status_code == client.get("/static/review.js").status_code == 403
     assert client.get("/?token=another-token-of-20").status_code == 403

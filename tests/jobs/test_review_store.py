@@ -1,6 +1,7 @@
 """Decisions: kept as they were made, one verdict from them, exported whole, and never lost or changed."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_history_is_only_added_to(store: Store) -> None:
 def test_a_decision_sent_twice_is_taken_once(store: Store) -> None:
     add(store, decision(1, "a", "accept"), decision(1, "a", "accept"))
     assert len(store.history()) == 1
-    with pytest.raises(Refused, match="another decision's"):
+    with pytest.raises(Refused, match="another decision of this name"):
         add(store, decision(1, "a", "reject"))
 
 
@@ -104,6 +105,20 @@ def test_who_decides_on_a_conflict_settles_it(store: Store) -> None:
     assert store.verdict("c").reason == CONFLICT
     add(store, decision(3, "c", "reject", reason="dull"))
     assert store.verdict("c").reason == REJECTED and [r["settles"] for r in store.history()] == [False, False, True]
+    add(store, decision(4, "c", "accept"))
+    assert store.verdict("c").reason == KEPT, "who settled it may mend that, and it stays settled"
+    add(store, decision(5, "b", "reject", reason="dull"))
+    assert store.verdict("c").reason == REJECTED, "so may another"
+
+
+def test_what_was_changed_after_a_lost_answer_is_not_taken_for_saved(store: Store) -> None:
+    first = decision(1, "a", "accept")
+    add(store, first, first)
+    later = replace(first, mended={**SPAN, "caption": "Another caption."})
+    with pytest.raises(Refused, match="decide again"):
+        add(store, later)
+    add(store, replace(later, judgement=f"{2:012x}"))
+    assert [row["caption"] for row in store.history()][-1] == "Another caption." and len(store.history()) == 2
 
 
 def test_a_clip_is_one_persons_until_the_lease_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +160,10 @@ def test_agreement_is_counted_on_clips_judged_twice() -> None:
     histories = [[row(2 * n, "a", a, f"c{n}"), row(2 * n + 1, "b", b, f"c{n}")] for n, (a, b) in enumerate(pairs)]
     found = summary([*histories, [row(99, "a", "accept", "once")]], TWO)
     assert (found["twice"], found["agreed"], found["overlap"]) == (10, 0.8, 1.0)
-    assert found["kappa"] == pytest.approx(0.6), "accepts and rejects are even: chance is a half"
+    assert found["pi"] == pytest.approx(0.6), "accepts and rejects are even: chance is a half"
+    uneven = [("accept", "accept")] * 4 + [("accept", "reject")] * 4 + [("reject", "reject")] * 2
+    histories = [[row(2 * n, "a", a, f"c{n}"), row(2 * n + 1, "b", b, f"c{n}")] for n, (a, b) in enumerate(uneven)]
+    assert summary(histories, TWO)["pi"] == pytest.approx((0.6 - 0.52) / 0.48), "12 of 20 accept"
     assert found["reasons"] == {KEPT: 4, REJECTED: 4, CONFLICT: 2, NOT_REVIEWED: 1, review.TOO_SHORT: 0}
     assert found["conflicts"] == ["c8", "c9"]
     assert summary([], ONE)["agreed"] is None

@@ -17,7 +17,7 @@ async function send(path, body) {
   try {
     answer = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
   } catch {
-    throw new Error("The server does not answer: nothing was saved. Your draft stays; try again.");
+    throw new Error("The server does not answer: perhaps nothing was saved. Your draft stays; try again.");
   }
   const said = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(said.error || `Refused (${answer.status})`);

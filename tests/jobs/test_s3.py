@@ -86,6 +86,7 @@ def ended(process: "subprocess.Popen[str]") -> str:
     return said
 
 
+@pytest.mark.slow
 def test_throttled_and_slow_the_bytes_are_those_of_a_disk(store: Store, start: Start, on_disk: dict[str, str]) -> None:
     store.refuse_share, store.bytes_per_s = 0.15, 4e6
     before = store.requests["503"]
@@ -95,6 +96,7 @@ def test_throttled_and_slow_the_bytes_are_those_of_a_disk(store: Store, start: S
     assert not storage.exists("s3://films/throttled/cuts") and not storage.exists("s3://films/throttled/.lock")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("milestone", ["sources", "cuts"])
 def test_a_killed_driver_is_gone_on_from(start: Start, on_disk: dict[str, str], milestone: str) -> None:
     run = f"s3://films/killed-{milestone}"

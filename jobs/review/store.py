@@ -111,7 +111,8 @@ class Store:
     def add(self, decision: Decision) -> Row:
         """Add a decision inside the caller's transaction; the same sent again is given back as it stands.
 
-        Raises Refused where somebody else has the clip open, and where the name is that of a decision that says another thing.
+        Raises Refused where somebody else has the clip open, and where the name is that of a decision that says another thing
+        or was undone.
         """
         row: Row = {
             "judgement": decision.judgement,
@@ -129,13 +130,16 @@ class Store:
             self._insert(row | {"settles": settles and decision.action in ("accept", "reject")})
             self.db.execute("DELETE FROM leases WHERE clip_id = ? AND who = ?", [decision.clip_id, decision.who])
             known = self._named(decision.judgement)
-        elif any(known[name] != value for name, value in _kept(row).items()):
+        elif self._undone(decision.judgement) or any(known[name] != value for name, value in _kept(row).items()):
             # Its answer was lost, and the person went on: what they see now must not pass for what was saved.
-            raise Refused("another decision of this name is saved, as you first sent it: decide again to save this one")
+            raise Refused("your decision was saved as you first sent it, and you went on since: decide again to save this one")
         return _row(known, self.subset)
 
     def _named(self, judgement: str) -> Any:
         return self.db.execute("SELECT * FROM history WHERE judgement = ?", [judgement]).fetchone()
+
+    def _undone(self, judgement: str) -> bool:
+        return self.db.execute("SELECT 1 FROM history WHERE undoes = ?", [judgement]).fetchone() is not None
 
     def undo(self, who: str, name: str) -> Row:
         """Take back the last decision of a person that stands, inside the caller's transaction. Raises Refused."""

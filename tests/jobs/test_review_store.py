@@ -89,7 +89,7 @@ def test_history_is_only_added_to(store: Store) -> None:
 def test_a_decision_sent_twice_is_taken_once(store: Store) -> None:
     add(store, decision(1, "a", "accept"), decision(1, "a", "accept"))
     assert len(store.history()) == 1
-    with pytest.raises(Refused, match="another decision of this name"):
+    with pytest.raises(Refused, match="decide again"):
         add(store, decision(1, "a", "reject"))
 
 
@@ -111,14 +111,31 @@ def test_who_decides_on_a_conflict_settles_it(store: Store) -> None:
     assert store.verdict("c").reason == REJECTED, "so may another"
 
 
-def test_what_was_changed_after_a_lost_answer_is_not_taken_for_saved(store: Store) -> None:
-    first = decision(1, "a", "accept")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reason": "dull"},
+        {"concept": "rain"},
+        *({"mended": {**SPAN, **more}} for more in ({"end_frame": 300}, {"camera": "tilt_up"}, {"shots": ["aerial"]})),
+        {"mended": {**SPAN, "caption": "Another caption."}},
+    ],
+)
+def test_what_was_changed_after_a_lost_answer_is_not_taken_for_saved(store: Store, change: dict[str, Any]) -> None:
+    first = replace(decision(1, "a", "accept"), mended={**SPAN, "shots": ["close_up"]})
     add(store, first, first)
-    later = replace(first, mended={**SPAN, "caption": "Another caption."})
+    later = replace(first, **change)
     with pytest.raises(Refused, match="decide again"):
         add(store, later)
     add(store, replace(later, judgement=f"{2:012x}"))
-    assert [row["caption"] for row in store.history()][-1] == "Another caption." and len(store.history()) == 2
+    assert [row["seq"] for row in store.history()] == [1, 2]
+
+
+def test_what_was_undone_meanwhile_is_not_taken_for_saved(store: Store) -> None:
+    add(store, decision(1, "a", "accept"))
+    with store.transaction():
+        store.undo("a", "f" * 12)
+    with pytest.raises(Refused, match="decide again"):
+        add(store, decision(1, "a", "accept"))
 
 
 def test_a_clip_is_one_persons_until_the_lease_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,12 +72,13 @@ class Desk:
         standing = self.candidates.store.verdict(clip["clip_id"]).standing
         own = next((row for row in standing if row["who"] == who), None)
         open_to_see = own is not None or clip["verdict"] != "not_reviewed"  # before, each judges for themselves
-        last = own or (standing[-1] if standing and open_to_see else None)
+        seen = standing if open_to_see else []
+        last = own or next((row for row in reversed(seen) if row["action"] == "accept"), None)
         draft = {"caption": clip["caption"], "camera": clip["camera"], "shots": [], **clip["fields"]}
         if last is not None and last["action"] == "accept":
             draft = {name: last[name] for name in ("start_frame", "end_frame", "caption", "camera", "shots", *FIELDS)}
         film = self._film(clip, draft) if clip["kind"] == "video" else None
-        shown: Row = {"clip": clip, "held": held, "film": film, "draft": draft, "standing": standing if open_to_see else []}
+        shown: Row = {"clip": clip, "held": held, "film": film, "draft": draft, "standing": seen}
         shown |= {"scores": {name: clip[name] for name in CLIP_SCORES if clip[name] is not None}, "fields": FIELDS}
         return shown | {"cameras": CLASSES, "shots": SHOTS, "reasons": REASONS, "mine": self.candidates.store.last(who)}
 

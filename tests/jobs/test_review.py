@@ -379,6 +379,29 @@ def test_two_judge_each_clip_unseen_and_a_third_settles(served: Serve) -> None:
     assert own.ids(verdict="conflict") == [first]
 
 
+@pytest.mark.parametrize("judgements", [1, 2])
+def test_a_draft_begins_with_what_was_accepted_where_it_may_be_seen(served: Serve, judgements: int) -> None:
+    own = served(judgements=judgements)
+    ann, bob, cy = own.person("Ann"), own.person("Bob"), own.person("Cy")
+    clip_id = own.ids()[0]
+    start = int(clip_id.split("_")[1])
+    own.decide(ann, clip_id, "accept", mended={"start_frame": start + 20, "caption": "Ann's lamp."})
+
+    def draft(person: TestClient) -> tuple[str, int]:
+        page = person.get(f"/clip/{clip_id}").text
+        person.post("/leave", json={"clip_id": clip_id})
+        film = re.search(r"data-film='([^']+)'", page)
+        caption = re.search(r"<textarea[^>]*>(.*?)</textarea>", page)
+        assert film is not None and caption is not None
+        return caption[1], json.loads(film[1])["from"] - start
+
+    hers = ("Ann&#39;s lamp.", 20)
+    assert draft(ann) == hers
+    assert (draft(bob) == hers) == (judgements == 1), "who judges for themselves does not see it"
+    own.decide(bob, clip_id, "reject")
+    assert draft(cy) == hers, "who settles a conflict begins with what was accepted, were it rejected later"
+
+
 def test_a_concept_grows_from_what_was_accepted_and_stops_at_its_quota(served: Serve) -> None:
     own = served(quota=2)
     ann = own.person("Ann")

@@ -139,7 +139,7 @@ class Candidates:
     def _check_quota(self, concept: str | None) -> None:
         for row in self._targets("AND concept = ?", [concept]):
             if row["accepted"] > row["quota"]:
-                raise Refused(f"{concept!r} has its {row['quota']} clips: skip it, or accept it in another concept's queue")
+                raise Refused(f"{concept!r} has its {row['quota']} clips: choose another concept, or skip it")
 
     def undo(self, who: str, name: str) -> Row:
         """Take back a person's last decision; `name` is the undo's own. The row that it undoes. Raises Refused."""
@@ -164,7 +164,7 @@ class Candidates:
     def peek(self, who: str, wish: Wish, after: str | None = None) -> Row | None:
         """The next clip in the order after `after`, then from the beginning: not judged or skipped by this person, nobody
         else's now, and of no concept that is full."""
-        full = [row["concept"] for row in self._targets() if row["accepted"] >= row["quota"]]
+        full = [concept for concept, is_full in self.targets().items() if is_full]
         if wish.concept in full:
             return None
         full = [] if self.is_target(wish.concept) else full  # accepted here, a clip is one of this concept's
@@ -237,6 +237,10 @@ class Candidates:
                     FROM cache.targets t WHERE TRUE {more}"""
         with self.store.lock:
             return [dict(row) for row in self.db.execute(query, list(values))]
+
+    def targets(self) -> dict[str, bool]:
+        """Target concepts, and whether each has its quota."""
+        return {row["concept"]: row["accepted"] >= row["quota"] for row in self._targets()}
 
     def is_target(self, concept: str) -> bool:
         """Whether this is the name of a target concept, and not of a search."""

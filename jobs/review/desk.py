@@ -67,7 +67,7 @@ class Desk:
         """The sample that a span of a clip makes."""
         return buckets.choose(review.mend(clip, span | {"judgement": ""}), self.bucket_class, fixed=True)
 
-    def facts(self, clip: Row, who: str, held: str | None) -> Row:
+    def facts(self, clip: Row, who: str, wish: Wish, held: str | None) -> Row:
         """What the page of one clip shows."""
         standing = self.candidates.store.verdict(clip["clip_id"]).standing
         own = next((row for row in standing if row["who"] == who), None)
@@ -77,8 +77,13 @@ class Desk:
         draft = {"caption": clip["caption"], "camera": clip["camera"], "shots": [], **clip["fields"]}
         if last is not None and last["action"] == "accept":
             draft = {name: last[name] for name in ("start_frame", "end_frame", "caption", "camera", "shots", *FIELDS)}
+        targets = self.candidates.targets()
+        likely = (last["concept"] if last is not None else None, wish.concept, clip["concept"])
+        concept = next((name for name in likely if name in targets), None)
+        offered = {name: full for name, full in sorted(targets.items()) if not full or name == concept}
         film = self._film(clip, draft) if clip["kind"] == "video" else None
         shown: Row = {"clip": clip, "held": held, "film": film, "draft": draft, "standing": seen}
+        shown |= {"concept": concept, "concepts": offered}
         shown |= {"scores": {name: clip[name] for name in CLIP_SCORES if clip[name] is not None}, "fields": FIELDS}
         return shown | {"cameras": CLASSES, "shots": SHOTS, "reasons": REASONS, "mine": self.candidates.store.last(who)}
 

@@ -55,7 +55,7 @@ def clip(desk: Asked, who: Who, wish: Wished, clip_id: str) -> Response:
     row = desk.candidates.one(clip_id)
     if row is None:
         return HTMLResponse(desk.page("message", who, wish, {"message": f"{clip_id} is no candidate"}), 404)
-    return HTMLResponse(desk.page("clip", who, wish, desk.facts(row, who, desk.candidates.keep(clip_id, who))))
+    return HTMLResponse(desk.page("clip", who, wish, desk.facts(row, who, wish, desk.candidates.keep(clip_id, who))))
 
 
 @router.get("/list")

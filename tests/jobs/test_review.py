@@ -424,8 +424,22 @@ def test_a_concept_grows_from_what_was_accepted_and_stops_at_its_quota(served: S
         left.add(clip_id)
         own.decide(ann, clip_id, "skip")
     assert len(left) == 8 and not left & set(mine), "what is of a full concept is in no queue"
-    assert "has its 2 clips" in own.decide(ann, mine[2], "accept", 409)["error"]
+    found = f"like={mine[0]}"
+    bob, passed = own.person("Bob"), set()
+    while (clip_id := own.next(bob, found)) is not None:
+        passed.add(clip_id)
+        own.decide(bob, clip_id, "skip")
+    assert len(passed) == 8 and not passed & set(mine), "nor in that of a search"
+    assert "choose another concept" in own.decide(ann, mine[2], "accept", 409)["error"]
     assert own.store.verdict(mine[2]).reason == review.NOT_REVIEWED, "a refused decision leaves nothing behind"
+    page = ann.get(f"/clip/{mine[2]}").text
+    offered = re.findall(r'<option value="(concept [^"]+)"( selected)?>([^<]+)</option>', page)
+    other = sorted(concepts)[1]
+    assert [(value, bool(chosen)) for value, chosen, _ in offered] == [(c, c == name) for c in sorted(concepts)]
+    assert offered[0][2] == f"{name} (full)" and f"{name} (full)" not in ann.get(f"/clip/{mine[2]}?concept={other}").text
+    own.decide(ann, mine[2], "accept", concept=other)
+    assert own.candidates.taken(other, 9) == [mine[2]]
+    assert f'<option value="{other}" selected>' in ann.get(f"/clip/{mine[2]}").text, "mended, it stays there"
     assert "full" in ann.get("/concepts").text
     own.close()
     again = served(quota=3)

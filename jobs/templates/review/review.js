@@ -160,7 +160,7 @@ function desk(main) {
 
   // -- decisions
   const decide = (action, more) => once(async () => {
-    await named("/decide", `${clip} ${action}`, { clip_id: clip, action, concept: main.dataset.concept, ...more });
+    await named("/decide", `${clip} ${action}`, { clip_id: clip, action, concept: $("concept")?.value ?? "", ...more });
     sessionStorage.removeItem(kept);
     location.href = following;
   });

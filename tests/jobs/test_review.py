@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from bucketing.buckets import choose, fixed_fps
 from bucketing.shard_format import read_index, read_member
 from curation import embedding, review, run_folder, storage
-from curation.errors import ConfigError, SourceError
+from curation.errors import ConfigError, ReelsetError, SourceError
 from curation.media import MediaLimits
 from curation.review import ReviewConfig
 from curation.sources import UNITS
@@ -30,12 +31,13 @@ from jobs import pipeline
 from jobs.cli import app as command
 from jobs.inspect import story
 from jobs.review import candidates as candidates_module
+from jobs.review import serve as serve_module
 from jobs.review.app import make
 from jobs.review.candidates import Candidates
 from jobs.review.desk import Desk
 from jobs.review.guard import Guard, checked
 from jobs.review.preview import Previews, cut
-from jobs.review.serve import Options, serve
+from jobs.review.serve import Exporter, Options, serve
 from jobs.review.store import Store, default_place, export
 from jobs.review.wishes import SORTS, Target, Wish, targets
 from tests.jobs.review_samples import CLIP_FRAMES, FPS, HOSTILE, STEP, film, make_run
@@ -699,6 +701,41 @@ def test_picked_spans_have_one_of_two_rates(frames: int, seconds: float, fps: fl
     clip = {"kind": "video", "frames": frames, "duration_s": seconds, "width": 352, "height": 200}
     choice = choose(clip, 256, fixed=True)
     assert (choice.bucket.name if choice.bucket else choice.misfit) == ("v256-16x9-f256" if fps else "too_few_frames")
+
+
+def test_a_failed_export_is_said_and_made_good_by_the_next(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = served()
+    own.decide(own.person("Ann"), own.ids()[0], "accept")
+    failures: list[Exception] = [ReelsetError("the place is gone"), OSError("full")]
+    done, said = threading.Event(), list[str]()
+
+    def failing(run: str, store: Store) -> int:
+        if failures:
+            raise failures.pop(0)
+        rows = export(run, store)
+        done.set()
+        return rows
+
+    monkeypatch.setattr(serve_module, "export", failing)
+    monkeypatch.setattr(serve_module, "EVERY", 1)
+    monkeypatch.setattr(serve_module, "EVERY_S", 0.01)
+    exporter = Exporter(str(own.run), own.store, said.append)
+    exporter.decided()
+    assert done.wait(10), said
+    exporter.close()
+    assert said == ["review: not exported: the place is gone", "review: not exported: full"]
+    assert review.read(str(own.run), "picked") == own.store.history()
+
+
+def test_times_stand_though_another_thread_empties_what_is_kept(served: Serve) -> None:
+    class Emptied(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            self.clear()
+
+    own = served()
+    clip = own.candidates.page(Wish(None), 1)[0]
+    times = Desk(str(own.run), own.candidates, own.previews, 256, Emptied()).times(clip)
+    assert len(times) == CLIP_FRAMES and times[0] == pytest.approx(clip["start_s"])
 
 
 def test_export_survives_a_store_elsewhere(served: Serve, tmp_path: Path) -> None:

@@ -238,6 +238,16 @@ def test_a_whole_review_by_keys(site: Callable[..., Any]) -> None:
     assert ann.ready() == third and ann.decide("a") == third
     done[third] = "accept"
 
+    # an answer was lost and the person went on: the page says so, and the next press is a decision of its own
+    lost = ann.ready()
+    name, before = server.history[-1]["judgement"], server.history
+    ann.js(f"sessionStorage.setItem('name /decide {lost} accept', '{name}')")
+    ann.press("a")
+    until(lambda: "decide again" in ann.said, "the refusal")
+    assert server.history == before
+    done[ann.decide("a")] = "accept"
+    assert len(server.history) == len(before) + 1 and server.history[-1]["clip_id"] == lost
+
     # killed in the middle: what was decided is there, what was not says so and is taken after the restart
     fourth = ann.ready()
     before = server.history
@@ -250,7 +260,7 @@ def test_a_whole_review_by_keys(site: Callable[..., Any]) -> None:
     assert ann.page == "clip" and len(server.history) == len(before) + 1 and server.history[-1]["clip_id"] == fourth
 
     # the rest by keys alone
-    for keys in (("r", "1"), ("a",), ("s",), ("a",), ("r", "8"), ("a",)):
+    for keys in (("r", "1"), ("a",), ("s",), ("a",), ("r", "8")):
         ann.ready()
         done[ann.decide(*keys)] = {"r": "reject", "a": "accept", "s": "skip"}[keys[0]]
     assert len(done) == 10
